@@ -145,6 +145,25 @@ func (h *Head) Add(name, value []byte) {
 	h.arena = append(h.arena, value...)
 }
 
+// AddField is Add for a caller that resolved the name already: n is NameOf(name).
+func (h *Head) AddField(n Name, name, value []byte) {
+	if n != Unknown {
+		h.AddName(n, value)
+		return
+	}
+	h.arena = append(h.arena, name...)
+	h.push(field{nameLen: uint16(len(name)), off: uint32(len(h.arena)), len: uint32(len(value))})
+	h.arena = append(h.arena, value...)
+}
+
+// SetAt replaces the value of the i-th field, which must have a known name:
+// the name of an unknown one stands in the arena before its value.
+func (h *Head) SetAt(i int, value []byte) {
+	f := &h.fields[i]
+	f.off, f.len = uint32(len(h.arena)), uint32(len(value))
+	h.arena = append(h.arena, value...)
+}
+
 // AddString is Add for strings.
 func (h *Head) AddString(name, value string) { h.Add(view(name), view(value)) }
 

@@ -133,25 +133,33 @@ var names = [nameCount]string{
 // String is the field name on the wire, in lower case.
 func (n Name) String() string { return names[n] }
 
-// maxNameLen bounds byLength; the longest known name has 32 bytes.
-const maxNameLen = 32
-
-// byLength lists the known names of each length: a look-up compares only names
-// of its own length, mostly one or two.
-var byLength = func() (t [maxNameLen + 1][]Name) {
+// byHash finds a known name by length, first, middle and last byte: nearly
+// always one comparison. Collisions go to the next free slot.
+var byHash = func() (t [256]Name) {
 	for n := Unknown + 1; n < nameCount; n++ {
-		t[len(names[n])] = append(t[len(names[n])], n)
+		i := hash(view(names[n]))
+		for t[i] != Unknown {
+			i++
+		}
+		t[i] = n
 	}
 	return t
 }()
 
+// hash needs at least one byte. The result wraps with the table.
+func hash(b []byte) uint8 {
+	n := len(b)
+	h := uint32(b[0]) | uint32(b[n>>1])<<8 | uint32(b[n-1])<<16 | uint32(n)<<24
+	return uint8(h * 0x9e3779b1 >> 24)
+}
+
 // NameOf returns the known name that equals lower, which must be in lower case, or Unknown.
 func NameOf(lower []byte) Name {
-	if len(lower) > maxNameLen {
+	if len(lower) == 0 {
 		return Unknown
 	}
-	for _, n := range byLength[len(lower)] {
-		if names[n] == string(lower) {
+	for i := hash(lower); byHash[i] != Unknown; i++ {
+		if n := byHash[i]; names[n] == string(lower) {
 			return n
 		}
 	}

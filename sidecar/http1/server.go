@@ -1,0 +1,500 @@
+package http1
+
+import (
+	"strconv"
+
+	"sallyport/sidecar/message"
+)
+
+// Acceptor takes the streams of a ServerConn.
+type Acceptor interface {
+	// NewStream is called when a request head is complete, right before its
+	// Head event; s is the way back and is valid until the exchange is over.
+	NewStream(s *ServerStream) message.Receiver
+}
+
+// serverPhase is where the request side of an exchange stands.
+type serverPhase uint8
+
+const (
+	serverHead     serverPhase = iota // waiting for, or in, a request head
+	serverBody                        // in the content
+	serverTrailers                    // in the trailers
+	serverAsked                       // an upgrade or CONNECT waits for its answer; no byte is read
+	serverTunnel                      // another protocol
+	serverDone                        // the request is complete
+	serverClosed                      // nothing more is read; input is discarded
+)
+
+// ServerConn is the server side of one connection: one exchange at a time. A
+// pipelined request is not looked at before the response to the one before it
+// was handed to the Output wholly; its bytes stay with the caller.
+//
+// A Head that a Receiver is given may be taken by exchange: *own, *h = *h, *own.
+type ServerConn struct {
+	// OnMessageDone is called when an exchange is over, request and response,
+	// or the connection is: see ShouldClose. The caller may go on feeding
+	// bytes it kept, after the call that this one came from has returned.
+	OnMessageDone func()
+	// OnResume asks the caller to feed the bytes it kept again, likewise
+	// later: a Resume followed a Pause, or an upgrade was accepted.
+	OnResume func()
+	// OnSendEOF is called when a tunnel's sending side ended: the caller
+	// shuts down writing once the Output is empty.
+	OnSendEOF func()
+	// Scheme is :scheme of the requests, where it is not that of Options.
+	Scheme string
+
+	out      Output
+	o        *Options
+	limits   limits
+	acceptor Acceptor
+
+	r      message.Receiver // nil between exchanges, and when the stream was reset
+	stream ServerStream
+	reader *reader // borrowed while a head or trailers are read
+	epoch  uint32  // number of exchanges finished
+
+	phase    serverPhase
+	body     body
+	w        writer
+	x        exchange
+	paused   int32
+	answered bool // the final response head was written
+	sent     bool // the response is complete
+	sentEOF  bool // of a tunnel
+	wasFull  bool
+	feeding  bool
+	draining bool
+	aborted  bool
+}
+
+// NewServer returns the codec of an accepted connection.
+func NewServer(out Output, o *Options, a Acceptor) *ServerConn {
+	if o == nil {
+		o = new(Options)
+	}
+	c := &ServerConn{out: out, o: o, limits: o.limits(), acceptor: a}
+	c.stream.c = c
+	return c
+}
+
+// Feed takes bytes from the peer and says how many it consumed. Those it did
+// not consume must be the beginning of what the next Feed gets: they belong to
+// a line that is not complete, or wait for Resume, for the response to be sent or
+// for an upgrade to be answered. It stops after each exchange: call it again
+// as long as it consumes. An error is an *Error: the caller may answer with
+// Refuse, and closes. Feed must not be called from within a callback.
+func (c *ServerConn) Feed(p []byte) (n int, err error) {
+	if c.feeding {
+		return 0, nil
+	}
+	c.feeding = true
+	n, e := c.feed(p)
+	c.feeding = false
+	if e != nil {
+		c.fail(message.ProtocolError)
+		return n, e
+	}
+	return n, nil
+}
+
+func (c *ServerConn) feed(p []byte) (n int, err *Error) {
+	epoch := c.epoch
+	for c.epoch == epoch {
+		switch c.phase {
+		case serverHead:
+			if n == len(p) {
+				return n, nil
+			}
+			if c.reader == nil {
+				c.reader = newReader(request, c.limits, c.o.Underscores)
+				c.reader.requestRules = requestRules{c.o.AllowCustomMethods, c.o.AllowHTTP10, c.o.ForbidAbsoluteURL, c.o.DefaultHost, c.scheme()}
+			}
+			k, done, err := c.reader.read(p[n:])
+			n += k
+			if err != nil || !done {
+				return n, err
+			}
+			if err := c.begin(); err != nil {
+				return n, err
+			}
+		case serverBody, serverTunnel:
+			if n == len(p) || c.paused > 0 {
+				return n, nil
+			}
+			k, data, last, err := c.body.next(p[n:], c.limits.piece)
+			n += k
+			if err != nil {
+				return n, err
+			}
+			if last && c.body.kind == bodyChunked {
+				c.phase = serverTrailers
+				c.reader = newReader(trailers, c.limits, c.o.Underscores)
+			} else if last {
+				c.received()
+			}
+			if len(data) > 0 || last && c.phase != serverTrailers {
+				c.r.Data(data, last && c.phase != serverTrailers)
+				c.settle(epoch)
+			}
+		case serverTrailers:
+			if n == len(p) || c.paused > 0 {
+				return n, nil
+			}
+			k, done, err := c.reader.read(p[n:])
+			n += k
+			if err != nil || !done {
+				return n, err
+			}
+			d := c.reader
+			c.reader = nil
+			c.received()
+			if d.head.Len() > 0 && c.o.EnableTrailers {
+				c.r.Trailers(&d.head)
+			} else {
+				c.r.Data(nil, true)
+			}
+			d.free()
+			c.settle(epoch)
+		case serverClosed:
+			return len(p), nil
+		default:
+			return n, nil
+		}
+	}
+	return n, nil
+}
+
+func (c *ServerConn) scheme() string {
+	switch {
+	case c.Scheme != "":
+		return c.Scheme
+	case c.o.Scheme != "":
+		return c.o.Scheme
+	}
+	return "http"
+}
+
+// begin starts the exchange whose request head is complete.
+func (c *ServerConn) begin() *Error {
+	d := c.reader
+	kind, err := d.finishRequest()
+	if err != nil {
+		return err
+	}
+	c.reader = nil
+	c.body.start(kind, d.length)
+	c.x = exchange{
+		head:    d.head.Is(message.Method, "HEAD"),
+		connect: d.form == authorityForm,
+		upgrade: kind == bodyTunnel && d.form != authorityForm,
+		http10:  d.minor == 0,
+		close:   !d.persistent(),
+	}
+	c.x.keepAlive10 = c.x.http10 && !c.x.close
+	c.w = writer{}
+	c.paused, c.sentEOF, c.wasFull = 0, false, false
+	switch kind {
+	case bodyNone:
+		c.phase = serverDone
+	case bodyTunnel:
+		c.phase = serverAsked
+	default:
+		c.phase = serverBody
+	}
+	epoch := c.epoch
+	c.r = c.acceptor.NewStream(&c.stream)
+	if c.r != nil {
+		c.r.Head(&d.head, kind == bodyNone)
+		c.settle(epoch)
+	} else {
+		c.abort()
+	}
+	d.free()
+	return nil
+}
+
+// received marks the request complete, before the receiver hears of it: what
+// the receiver does in that call sees the exchange as it is.
+func (c *ServerConn) received() { c.phase = serverDone }
+
+// settle ends the exchange of that epoch if both its messages are complete.
+// Every path that completes one of them comes here after its last event.
+func (c *ServerConn) settle(epoch uint32) {
+	if c.epoch != epoch || c.phase != serverDone || !c.sent {
+		return
+	}
+	c.r = nil
+	c.epoch++
+	if c.x.close {
+		c.phase = serverClosed
+	} else {
+		c.phase, c.answered, c.sent = serverHead, false, false
+	}
+	if c.OnMessageDone != nil {
+		c.OnMessageDone()
+	}
+}
+
+// shut ends the connection for both directions and returns the stream that was open, or nil.
+func (c *ServerConn) shut() (r message.Receiver) {
+	r = c.r
+	c.phase, c.r = serverClosed, nil
+	c.epoch++
+	if c.reader != nil {
+		c.reader.free()
+		c.reader = nil
+	}
+	return r
+}
+
+// abort ends the connection on behalf of the stream's owner.
+func (c *ServerConn) abort() {
+	if c.phase == serverClosed {
+		return
+	}
+	c.aborted = !c.sent
+	c.shut()
+	if c.OnMessageDone != nil {
+		c.OnMessageDone()
+	}
+}
+
+// fail ends the connection because of what came in, or did not; the caller
+// knows of it. The stream, if any, hears it.
+func (c *ServerConn) fail(why message.Reason) {
+	if c.phase == serverClosed {
+		return
+	}
+	// A response whose head left and whose end did not must not look complete.
+	c.aborted = c.r != nil && c.answered && !c.sent
+	if r := c.shut(); r != nil {
+		r.Reset(why)
+	}
+}
+
+// misuse ends a stream that was given something that cannot be sent.
+func (c *ServerConn) misuse() {
+	if c.answered {
+		c.aborted = true
+	} else {
+		c.refuse(502)
+	}
+	c.shut().Reset(message.LocalReset)
+	if c.OnMessageDone != nil {
+		c.OnMessageDone()
+	}
+}
+
+// Refuse answers with a bare response of that status, if no response head was
+// sent in this exchange, and ends the connection: ShouldClose is true then.
+func (c *ServerConn) Refuse(status int) {
+	if !c.answered {
+		c.refuse(status)
+	}
+	c.shut()
+}
+
+func (c *ServerConn) refuse(status int) {
+	b := c.out.Buffer()
+	text := reason(status)
+	f := b.Free(160 + len(text)*2)[:0]
+	f = append(f, "HTTP/1.1 "...)
+	f = strconv.AppendInt(f, int64(status), 10)
+	f = append(f, ' ')
+	f = append(f, text...)
+	f = append(f, "\r\ncontent-length: "...)
+	f = strconv.AppendInt(f, int64(len(text)), 10)
+	f = append(f, "\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n"...)
+	f = append(f, text...)
+	b.Extend(len(f))
+	c.answered, c.sent = true, true
+	c.out.Flush()
+}
+
+// EOF says that the peer will send nothing more; all bytes before it have been
+// fed and consumed. Within an exchange it resets the stream, as a client that
+// closes cannot be told from one that half-closes; a tunnel gets its end.
+func (c *ServerConn) EOF() {
+	if c.phase == serverTunnel {
+		epoch := c.epoch
+		c.received()
+		c.r.Data(nil, true)
+		c.tunnelDone(epoch)
+		return
+	}
+	c.fail(message.RemoteReset)
+}
+
+// Closed says that the connection is gone.
+func (c *ServerConn) Closed(r message.Reason) { c.fail(r) }
+
+// Writable says that the Output has room again.
+func (c *ServerConn) Writable() {
+	if c.wasFull && c.r != nil && !c.sent {
+		c.wasFull = false
+		c.r.Drained()
+	}
+}
+
+// Drain makes the next response the last: it carries "connection: close".
+func (c *ServerConn) Drain() { c.draining = true }
+
+// ShouldClose says that the connection is at its end: the caller sends what
+// the Output has and closes. Where Aborted is true too, it closes at once.
+func (c *ServerConn) ShouldClose() bool { return c.phase == serverClosed }
+
+// Aborted says that a response was cut off: the caller resets the TCP
+// connection, or a body that ends with the connection would look whole.
+func (c *ServerConn) Aborted() bool { return c.aborted }
+
+// Idle says that no exchange is open and no byte of a head was consumed.
+func (c *ServerConn) Idle() bool { return c.phase == serverHead && c.reader == nil }
+
+// ServerStream is the response side of the exchange that is open. It belongs
+// to its connection and is used again for the next exchange.
+type ServerStream struct{ c *ServerConn }
+
+// IsUpgrade says that the request asks to leave HTTP: it has an Upgrade field
+// or is CONNECT. Its content follows only after a 101, or 2xx to CONNECT; else
+// its end is delivered from within the call of Head that refuses it.
+func (s *ServerStream) IsUpgrade() bool { return s.c.x.upgrade || s.c.x.connect }
+
+// HTTP10 says that the client speaks HTTP/1.0.
+func (s *ServerStream) HTTP10() bool { return s.c.x.http10 }
+
+// active says that there is a stream to send on.
+func (c *ServerConn) active() bool { return c.r != nil && !c.sent }
+
+// Head sends a response head. One that cannot be sent resets the stream; the client gets 502.
+func (s *ServerStream) Head(h *message.Head, end bool) {
+	c := s.c
+	if !c.active() {
+		return
+	}
+	if c.answered {
+		c.misuse()
+		return
+	}
+	code := h.StatusCode()
+	if code/100 == 1 && code != 101 && c.x.http10 && !end {
+		return // RFC 9110 §15.2: not to an HTTP/1.0 client
+	}
+	x := c.x
+	// The refusal of a CONNECT ends the connection: what the client sent
+	// ahead was meant for the tunnel, and must not be read as a request.
+	refused := c.phase == serverAsked && code >= 200 && !(x.connect && code/100 == 2)
+	x.close = x.close || c.draining || refused && x.connect
+	if !c.w.responseHead(c.out.Buffer(), h, end, &x) {
+		c.misuse()
+		return
+	}
+	c.out.Flush()
+	if code < 200 && code != 101 {
+		return
+	}
+	epoch := c.epoch
+	c.x, c.answered = x, true
+	switch {
+	case c.w.framing == frameTunnel:
+		c.x.close = true
+		c.phase = serverTunnel
+		if c.OnResume != nil {
+			c.OnResume()
+		}
+		if end && c.epoch == epoch {
+			s.end(epoch)
+		}
+		return
+	case refused:
+		c.received()
+		c.sent = end
+		c.r.Data(nil, true)
+	case end:
+		c.sent = true
+	}
+	c.settle(epoch)
+}
+
+// Data sends content.
+func (s *ServerStream) Data(p []byte, end bool) {
+	c := s.c
+	if !c.active() || len(p) == 0 && !end {
+		return
+	}
+	if !c.answered || c.sentEOF || !c.w.data(c.out.Buffer(), p, end) {
+		c.misuse()
+		return
+	}
+	c.out.Flush()
+	if end {
+		s.end(c.epoch)
+	}
+}
+
+// Trailers ends the response with trailers, where it can carry them.
+func (s *ServerStream) Trailers(h *message.Head) {
+	c := s.c
+	if !c.active() {
+		return
+	}
+	if !c.answered || !c.w.trailers(c.out.Buffer(), h, c.o.EnableTrailers) {
+		c.misuse()
+		return
+	}
+	c.out.Flush()
+	s.end(c.epoch)
+}
+
+// end marks the response complete.
+func (s *ServerStream) end(epoch uint32) {
+	c := s.c
+	if c.w.framing == frameTunnel {
+		c.sentEOF = true
+		if c.OnSendEOF != nil {
+			c.OnSendEOF()
+		}
+		c.tunnelDone(epoch)
+		return
+	}
+	c.sent = true
+	c.settle(epoch)
+}
+
+// tunnelDone ends the exchange when both directions of a tunnel ended.
+func (c *ServerConn) tunnelDone(epoch uint32) {
+	if c.epoch == epoch && c.sentEOF {
+		c.sent = true
+		c.settle(epoch)
+	}
+}
+
+// Reset abandons the exchange. The connection is closed: at once where a
+// response is not complete, else when it was sent.
+func (s *ServerStream) Reset(message.Reason) {
+	if c := s.c; c.r != nil {
+		c.abort()
+	}
+}
+
+// Full says that the Output has more than its high mark.
+func (s *ServerStream) Full() bool {
+	full := s.c.out.Full()
+	s.c.wasFull = s.c.wasFull || full
+	return full
+}
+
+// Pause stops Data events; bytes stay with the caller of Feed.
+func (s *ServerStream) Pause() { s.c.paused++ }
+
+// Resume undoes one Pause.
+func (s *ServerStream) Resume() {
+	c := s.c
+	if c.paused == 0 {
+		return
+	}
+	if c.paused--; c.paused == 0 && c.r != nil && c.OnResume != nil {
+		c.OnResume()
+	}
+}
