@@ -318,7 +318,7 @@ func (c *ClientConn) Closed(r message.Reason) { c.fail(r) }
 
 // Writable says that the Output has room again.
 func (c *ClientConn) Writable() {
-	if c.wasFull && c.r != nil && !c.sent && c.phase != clientDone {
+	if c.wasFull && c.active() {
 		c.wasFull = false
 		c.r.Drained()
 	}
@@ -473,3 +473,7 @@ func (s *ClientStream) Resume() {
 		c.OnResume()
 	}
 }
+
+// Blocked says that bytes which Feed left wait for Resume: reading more is of
+// no use until OnResume.
+func (c *ClientConn) Blocked() bool { return c.paused > 0 && c.r != nil }

@@ -204,12 +204,14 @@ func (c *ServerConn) begin() *Error {
 		c.phase = serverBody
 	}
 	epoch := c.epoch
-	c.r = c.acceptor.NewStream(&c.stream)
-	if c.r != nil {
-		c.r.Head(&d.head, kind == bodyNone)
-		c.settle(epoch)
-	} else {
+	switch r := c.acceptor.NewStream(&c.stream); {
+	case c.epoch != epoch: // the connection was ended meanwhile
+	case r == nil:
 		c.abort()
+	default:
+		c.r = r
+		r.Head(&d.head, kind == bodyNone)
+		c.settle(epoch)
 	}
 	d.free()
 	return nil
@@ -420,10 +422,10 @@ func (s *ServerStream) Head(h *message.Head, end bool) {
 // Data sends content.
 func (s *ServerStream) Data(p []byte, end bool) {
 	c := s.c
-	if !c.active() || len(p) == 0 && !end {
+	if !c.active() || c.sentEOF || len(p) == 0 && !end {
 		return
 	}
-	if !c.answered || c.sentEOF || !c.w.data(c.out.Buffer(), p, end) {
+	if !c.answered || !c.w.data(c.out.Buffer(), p, end) {
 		c.misuse()
 		return
 	}
@@ -436,7 +438,7 @@ func (s *ServerStream) Data(p []byte, end bool) {
 // Trailers ends the response with trailers, where it can carry them.
 func (s *ServerStream) Trailers(h *message.Head) {
 	c := s.c
-	if !c.active() {
+	if !c.active() || c.sentEOF {
 		return
 	}
 	if !c.answered || !c.w.trailers(c.out.Buffer(), h, c.o.EnableTrailers) {
@@ -497,4 +499,17 @@ func (s *ServerStream) Resume() {
 	if c.paused--; c.paused == 0 && c.r != nil && c.OnResume != nil {
 		c.OnResume()
 	}
+}
+
+// Blocked says that bytes which Feed left are not the beginning of a line, but
+// wait for Resume, for the response to be complete or for an upgrade to be
+// answered: reading more is of no use until OnResume or OnMessageDone.
+func (c *ServerConn) Blocked() bool {
+	switch c.phase {
+	case serverDone, serverAsked:
+		return true
+	case serverBody, serverTunnel, serverTrailers:
+		return c.paused > 0
+	}
+	return false
 }

@@ -1,0 +1,232 @@
+package http1
+
+import (
+	"strings"
+	"testing"
+
+	"sallyport/sidecar/message"
+)
+
+func TestRequestsAreWritten(t *testing.T) {
+	get := func(more ...string) *message.Head {
+		return head(append([]string{":method", "GET", ":scheme", "http", ":authority", "h", ":path", "/p"}, more...)...)
+	}
+	post := func(more ...string) *message.Head {
+		return head(append([]string{":method", "POST", ":scheme", "http", ":authority", "h", ":path", "/p"}, more...)...)
+	}
+	for _, c := range []struct {
+		name string
+		h    *message.Head
+		data []string // nil: the head ends the request
+		tail *message.Head
+		want string // "": the stream is reset and nothing is written
+		o    *Options
+	}{
+		{name: "a GET has no framing", h: get("a", "b"), want: "GET /p HTTP/1.1\nhost: h\na: b\n\n"},
+		{name: "Host is written from :authority and first", h: get("a", "b", "host", "other"), want: "GET /p HTTP/1.1\nhost: h\na: b\n\n"},
+		{name: "Host stands in where :authority is missing", h: head(":method", "GET", ":path", "/", "host", "other"), want: "GET / HTTP/1.1\nhost: other\n\n"},
+		{name: "an empty POST says so", h: post(), want: "POST /p HTTP/1.1\nhost: h\ncontent-length: 0\n\n"},
+		{name: "an empty POST that says so is not told twice", h: post("content-length", "0"), want: "POST /p HTTP/1.1\nhost: h\ncontent-length: 0\n\n"},
+		{name: "a length is kept", h: post("content-length", "3", "a", "b"), data: []string{"ab", "c"}, want: "POST /p HTTP/1.1\nhost: h\ncontent-length: 3\na: b\n\nabc"},
+		{name: "no length makes chunks", h: post(), data: []string{"ab", "", "0123456789abcdef"}, want: "POST /p HTTP/1.1\nhost: h\ntransfer-encoding: chunked\n\n2\nab\n10\n0123456789abcdef\n0\n\n"},
+		{name: "fields of one hop are not written", h: get("connection", "x", "keep-alive", "1", "proxy-connection", "x", "transfer-encoding", "chunked", "http2-settings", "x"), want: "GET /p HTTP/1.1\nhost: h\n\n"},
+		{name: "TE names trailers or nothing", h: get("te", "gzip"), want: "GET /p HTTP/1.1\nhost: h\n\n"},
+		{name: "TE needs its connection option", h: get("te", "trailers"), want: "GET /p HTTP/1.1\nhost: h\nte: trailers\nconnection: te\n\n"},
+		{name: "an upgrade has its connection option and no framing", h: get("upgrade", "websocket"), data: []string{}, want: "GET /p HTTP/1.1\nhost: h\nupgrade: websocket\nconnection: upgrade\n\n"},
+		{name: "a request that is over cannot ask for an upgrade", h: get("upgrade", "websocket"), want: "GET /p HTTP/1.1\nhost: h\n\n"},
+		{name: "CONNECT has its authority for a target", h: head(":method", "CONNECT", ":authority", "h:1"), data: []string{}, want: "CONNECT h:1 HTTP/1.1\nhost: h:1\n\n"},
+		{name: "OPTIONS * passes", h: head(":method", "OPTIONS", ":authority", "h", ":path", "*"), want: "OPTIONS * HTTP/1.1\nhost: h\ncontent-length: 0\n\n"},
+		{name: "trailers are dropped where not enabled", h: post(), data: []string{"a"}, tail: head("x", "y"), want: "POST /p HTTP/1.1\nhost: h\ntransfer-encoding: chunked\n\n1\na\n0\n\n"},
+		{name: "trailers are written where enabled", h: post(), data: []string{"a"}, tail: head("x", "y", "content-length", "9", "connection", "z"), want: "POST /p HTTP/1.1\nhost: h\ntransfer-encoding: chunked\n\n1\na\n0\nx: y\n\n", o: trailersOn},
+		{name: "trailers end a body with a length", h: post("content-length", "1"), data: []string{"a"}, tail: head("x", "y"), want: "POST /p HTTP/1.1\nhost: h\ncontent-length: 1\n\na", o: trailersOn},
+
+		{name: "no method", h: head(":authority", "h", ":path", "/")},
+		{name: "no authority", h: head(":method", "GET", ":path", "/")},
+		{name: "no path", h: head(":method", "GET", ":authority", "h")},
+		{name: "an empty path", h: head(":method", "GET", ":authority", "h", ":path", "")},
+		{name: "a path with a space", h: head(":method", "GET", ":authority", "h", ":path", "/ HTTP/1.1")},
+		{name: "a path with CRLF", h: head(":method", "GET", ":authority", "h", ":path", "/\r\nx: y")},
+		{name: "a path that is a URI", h: head(":method", "GET", ":authority", "h", ":path", "http://x/")},
+		{name: "a path of * for GET", h: head(":method", "GET", ":authority", "h", ":path", "*")},
+		{name: "a method with a space", h: head(":method", "GET /", ":authority", "h", ":path", "/")},
+		{name: "an authority with CRLF", h: head(":method", "GET", ":authority", "h\r\nx: y", ":path", "/")},
+		{name: "an authority with user information", h: head(":method", "GET", ":authority", "u@h", ":path", "/")},
+		{name: "CONNECT without a port", h: head(":method", "CONNECT", ":authority", "h")},
+		{name: "CONNECT with a path", h: head(":method", "CONNECT", ":authority", "h:1", ":path", "/")},
+		{name: "extended CONNECT", h: head(":method", "CONNECT", ":authority", "h:1", ":protocol", "websocket")},
+		{name: "a value with LF", h: get("a", "b\nc: d")},
+		{name: "a value with CR", h: get("a", "b\rc")},
+		{name: "a value with NUL", h: get("a", "b\x00c")},
+		{name: "a known field with LF", h: get("user-agent", "b\nc: d")},
+		{name: "a name in capitals", h: get("A", "b")},
+		{name: "a name with a space", h: get("a b", "c")},
+		{name: "a name with a colon", h: get("a:b", "c")},
+		{name: "a name with CRLF", h: get("a: b\r\nc", "d")},
+		{name: "an empty name", h: get("", "b")},
+		{name: "two lengths", h: post("content-length", "1", "content-length", "1")},
+		{name: "a length that is no number", h: post("content-length", "1,1")},
+		{name: "a length without content", h: post("content-length", "1")},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newCaller(t, c.o)
+			p.s.Head(c.h, c.data == nil)
+			for _, d := range c.data {
+				p.s.Data([]byte(d), false)
+			}
+			if c.tail != nil {
+				p.s.Trailers(c.tail)
+			} else if len(c.data) > 0 {
+				p.s.Data(nil, true)
+			}
+			if got := p.out.take(); got != crlf(c.want) {
+				t.Errorf("got\n%s\nwant\n%s", got, c.want)
+			}
+			if c.want == "" && (p.reset != message.LocalReset || p.done != 1 || !p.c.Reusable()) {
+				t.Errorf("reset %v, done %d, reusable %v", p.reset, p.done, p.c.Reusable())
+			}
+			if c.want != "" && p.reset != 0 {
+				t.Errorf("reset %v", p.reset)
+			}
+		})
+	}
+}
+
+func TestAContentLengthIsAPromise(t *testing.T) {
+	post := head(":method", "POST", ":authority", "h", ":path", "/", "content-length", "3")
+	for name, send := range map[string]func(s *ClientStream){
+		"too much":        func(s *ClientStream) { s.Data([]byte("abcd"), false) },
+		"too much at end": func(s *ClientStream) { s.Data([]byte("abcd"), true) },
+		"too little":      func(s *ClientStream) { s.Data([]byte("ab"), true) },
+		"trailers early":  func(s *ClientStream) { s.Trailers(head("a", "b")) },
+	} {
+		p := newCaller(t, nil)
+		p.s.Head(post, false)
+		send(p.s)
+		if p.reset != message.LocalReset || p.c.Reusable() {
+			t.Errorf("%s: reset %v, reusable %v", name, p.reset, p.c.Reusable())
+		}
+	}
+}
+
+func TestResponsesAreWritten(t *testing.T) {
+	const get = "GET / HTTP/1.1\nHost: h\n\n"
+	const headReq = "HEAD / HTTP/1.1\nHost: h\n\n"
+	const old = "GET / HTTP/1.0\n\n"
+	const oldKeep = "GET / HTTP/1.0\nConnection: keep-alive\n\n"
+	const ws = "GET / HTTP/1.1\nHost: h\nConnection: upgrade\nUpgrade: websocket\n\n"
+	const connect = "CONNECT h:1 HTTP/1.1\nHost: h\n\n"
+	for _, c := range []struct {
+		name    string
+		request string
+		h       *message.Head
+		data    []string // nil: the head ends the response
+		tail    *message.Head
+		drain   bool
+		want    string
+		closes  bool
+		o       *Options
+	}{
+		{name: "a head alone has a length of 0", request: get, h: head(":status", "200", "a", "b"), want: "HTTP/1.1 200 OK\na: b\ncontent-length: 0\n\n"},
+		{name: "a length is kept", request: get, h: head(":status", "200", "content-length", "2"), data: []string{"hi"}, want: "HTTP/1.1 200 OK\ncontent-length: 2\n\nhi"},
+		{name: "no length makes chunks", request: get, h: head(":status", "200"), data: []string{"hi"}, want: "HTTP/1.1 200 OK\ntransfer-encoding: chunked\n\n2\nhi\n0\n\n"},
+		{name: "an empty body without length is chunked", request: get, h: head(":status", "200"), data: []string{""}, want: "HTTP/1.1 200 OK\ntransfer-encoding: chunked\n\n0\n\n"},
+		{name: "trailers are written where enabled", request: get, h: head(":status", "200"), data: []string{"hi"}, tail: head("grpc-status", "0"), want: "HTTP/1.1 200 OK\ntransfer-encoding: chunked\n\n2\nhi\n0\ngrpc-status: 0\n\n", o: trailersOn},
+		{name: "a status without a name", request: get, h: head(":status", "299"), want: "HTTP/1.1 299 Unknown\ncontent-length: 0\n\n"},
+		{name: "fields of one hop are not written", request: get, h: head(":status", "200", "connection", "x", "transfer-encoding", "gzip", "keep-alive", "1", "upgrade", "x", "te", "trailers"), want: "HTTP/1.1 200 OK\ncontent-length: 0\n\n"},
+		{name: "204 has neither length nor content", request: get, h: head(":status", "204", "content-length", "0"), data: []string{"x"}, want: "HTTP/1.1 204 No Content\n\n"},
+		{name: "304 keeps its length without content", request: get, h: head(":status", "304", "content-length", "7"), want: "HTTP/1.1 304 Not Modified\ncontent-length: 7\n\n"},
+		{name: "304 needs no length", request: get, h: head(":status", "304"), want: "HTTP/1.1 304 Not Modified\n\n"},
+		{name: "HEAD keeps the length without content", request: headReq, h: head(":status", "200", "content-length", "7"), want: "HTTP/1.1 200 OK\ncontent-length: 7\n\n"},
+		{name: "HEAD drops content", request: headReq, h: head(":status", "200", "content-length", "2"), data: []string{"hi"}, want: "HTTP/1.1 200 OK\ncontent-length: 2\n\n"},
+		{name: "HEAD says what GET would have", request: headReq, h: head(":status", "200"), data: []string{"hi"}, want: "HTTP/1.1 200 OK\ntransfer-encoding: chunked\n\n"},
+		{name: "HEAD without content says nothing", request: headReq, h: head(":status", "200"), want: "HTTP/1.1 200 OK\n\n"},
+		{name: "an HTTP/1.0 client gets a close", request: old, h: head(":status", "200"), want: "HTTP/1.1 200 OK\ncontent-length: 0\nconnection: close\n\n", closes: true, o: http10},
+		{name: "an HTTP/1.0 client may keep the connection", request: oldKeep, h: head(":status", "200"), want: "HTTP/1.1 200 OK\ncontent-length: 0\nconnection: keep-alive\n\n", o: http10},
+		{name: "an HTTP/1.0 client never sees chunks", request: oldKeep, h: head(":status", "200"), data: []string{"hi"}, want: "HTTP/1.1 200 OK\nconnection: close\n\nhi", closes: true, o: http10},
+		{name: "a client that asks for a close gets it", request: "GET / HTTP/1.1\nHost: h\nConnection: close\n\n", h: head(":status", "200"), want: "HTTP/1.1 200 OK\ncontent-length: 0\nconnection: close\n\n", closes: true},
+		{name: "a connection that drains closes", request: get, h: head(":status", "200"), drain: true, want: "HTTP/1.1 200 OK\ncontent-length: 0\nconnection: close\n\n", closes: true},
+		{name: "101 has its connection option", request: ws, h: head(":status", "101", "upgrade", "websocket", "content-length", "3"), data: []string{"raw"}, want: "HTTP/1.1 101 Switching Protocols\nupgrade: websocket\nconnection: upgrade\n\nraw"},
+		{name: "a refused upgrade is a response", request: ws, h: head(":status", "403", "upgrade", "x"), want: "HTTP/1.1 403 Forbidden\ncontent-length: 0\n\n"},
+		{name: "200 to CONNECT has no framing", request: connect, h: head(":status", "200", "content-length", "3"), data: []string{"raw"}, want: "HTTP/1.1 200 OK\n\nraw"},
+		{name: "a refused CONNECT closes", request: connect, h: head(":status", "403"), want: "HTTP/1.1 403 Forbidden\ncontent-length: 0\nconnection: close\n\n", closes: true},
+		{name: "426 says what it wants", request: get, h: head(":status", "426", "upgrade", "h2c"), want: "HTTP/1.1 426 Upgrade Required\nupgrade: h2c\ncontent-length: 0\nconnection: upgrade\n\n"},
+
+		{name: "a value with LF becomes 502", request: get, h: head(":status", "200", "a", "b\nc"), want: bad502, closes: true},
+		{name: "a name in capitals becomes 502", request: get, h: head(":status", "200", "A", "b"), want: bad502, closes: true},
+		{name: "a status that is none becomes 502", request: get, h: head(":status", "2000"), want: bad502, closes: true},
+		{name: "no status becomes 502", request: get, h: head("a", "b"), want: bad502, closes: true},
+		{name: "a length without content becomes 502", request: get, h: head(":status", "200", "content-length", "3"), want: bad502, closes: true},
+		{name: "101 that nobody asked for becomes 502", request: get, h: head(":status", "101", "upgrade", "x"), want: bad502, closes: true},
+		{name: "101 without Upgrade becomes 502", request: ws, h: head(":status", "101"), want: bad502, closes: true},
+		{name: "an informational response at the end becomes 502", request: get, h: head(":status", "103"), want: bad502, closes: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPeer(t, c.o)
+			if _, err := p.feed(crlf(c.request), 1000); err != nil {
+				t.Fatal(err)
+			}
+			if c.drain {
+				p.c.Drain()
+			}
+			p.s.Head(c.h, c.data == nil)
+			for _, d := range c.data {
+				p.s.Data([]byte(d), false)
+			}
+			if c.tail != nil {
+				p.s.Trailers(c.tail)
+			} else if len(c.data) > 0 {
+				p.s.Data(nil, true)
+			}
+			if got := p.out.take(); got != crlf(c.want) {
+				t.Errorf("got\n%s\nwant\n%s", got, c.want)
+			}
+			if p.c.ShouldClose() != c.closes || p.c.Aborted() {
+				t.Errorf("should close: %v, aborted: %v", p.c.ShouldClose(), p.c.Aborted())
+			}
+			if (c.want == bad502) != (p.reset != 0) {
+				t.Errorf("reset %v", p.reset)
+			}
+		})
+	}
+}
+
+const bad502 = "HTTP/1.1 502 Bad Gateway\ncontent-length: 11\ncontent-type: text/plain\nconnection: close\n\nBad Gateway"
+
+func TestAResponseThatBreaksItsLengthIsCutOff(t *testing.T) {
+	for _, data := range []string{"a", "abcd"} {
+		p := newPeer(t, nil)
+		p.feed("GET / HTTP/1.1\r\nHost: h\r\n\r\n", 1000)
+		p.s.Head(head(":status", "200", "content-length", "3"), false)
+		p.s.Data([]byte(data), true)
+		if !p.c.ShouldClose() || !p.c.Aborted() || p.reset != message.LocalReset {
+			t.Errorf("%q: close %v, aborted %v, reset %v", data, p.c.ShouldClose(), p.c.Aborted(), p.reset)
+		}
+	}
+}
+
+func TestEveryByteThatIsSentInAValueIsChecked(t *testing.T) {
+	for c := range 256 {
+		value := "aaaaaaaaa" + string([]byte{byte(c)})
+		p := newCaller(t, nil)
+		p.s.Head(head(":method", "GET", ":authority", "h", ":path", "/", "x", value), true)
+		ok := c == '\t' || c >= ' ' && c != 0x7f
+		if got := p.out.take(); ok != (got != "") || ok && !strings.Contains(got, "\r\nx: "+value+"\r\n\r\n") {
+			t.Errorf("byte %#02x: sent %q", c, got)
+		}
+	}
+}
+
+func TestHeadRoomIsEnough(t *testing.T) {
+	// A head of a hundred short fields must not outgrow what was asked of the
+	// Buffer: appending would then go to memory that is not the Buffer's.
+	var fields []string
+	for range 2000 {
+		fields = append(fields, "a", "")
+	}
+	p := newCaller(t, nil)
+	p.s.Head(head(append([]string{":method", "POST", ":authority", "h", ":path", "/", "te", "trailers", "upgrade", "x"}, fields...)...), false)
+	want := "POST / HTTP/1.1\r\nhost: h\r\nte: trailers\r\nupgrade: x\r\n" + strings.Repeat("a: \r\n", 2000) + "connection: upgrade, te\r\n\r\n"
+	if got := p.out.take(); got != want {
+		t.Errorf("got %d bytes, want %d", len(got), len(want))
+	}
+}

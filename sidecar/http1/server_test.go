@@ -1,0 +1,370 @@
+package http1
+
+import (
+	"strings"
+	"testing"
+
+	"sallyport/sidecar/message"
+)
+
+const (
+	getA = "GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
+	getB = "GET /b HTTP/1.1\r\nHost: h\r\n\r\n"
+)
+
+func TestAPipelinedRequestWaitsForTheResponseBeforeIt(t *testing.T) {
+	p := newPeer(t, nil)
+	rest, err := p.feed(getA+getB, 1000)
+	if err != nil || rest != getB || p.streams != 1 {
+		t.Fatalf("rest %q, error %v, %d streams", rest, err, p.streams)
+	}
+	p.s.Head(head(":status", "200"), false)
+	if rest, _ = p.feed(rest, 1000); rest != getB {
+		t.Fatal("the next request was read in the middle of a response")
+	}
+	p.s.Data(nil, true)
+	if p.done != 1 {
+		t.Fatal("OnMessageDone was not called")
+	}
+	if rest, _ = p.feed(rest, 1000); rest != "" || p.text() != "GET h /a{}. GET h /b{}." {
+		t.Errorf("rest %q, %s", rest, p.text())
+	}
+}
+
+func TestRequestsAnsweredAtOnceGoOnInOneBuffer(t *testing.T) {
+	p := newPeer(t, nil)
+	p.onHead = func(*message.Head, bool) { p.s.Head(head(":status", "204"), true) }
+	rest, err := p.feed(strings.Repeat(getA, 5), 1000)
+	if err != nil || rest != "" || p.done != 5 {
+		t.Errorf("rest %q, error %v, done %d", rest, err, p.done)
+	}
+	if got := p.out.take(); got != strings.Repeat("HTTP/1.1 204 No Content\r\n\r\n", 5) {
+		t.Errorf("sent %q", got)
+	}
+}
+
+func TestFeedStopsAfterAnExchange(t *testing.T) {
+	p := newPeer(t, nil)
+	p.onHead = func(*message.Head, bool) { p.s.Head(head(":status", "204"), true) }
+	if n, err := p.c.Feed([]byte(getA + getB)); n != len(getA) || err != nil || p.streams != 1 {
+		t.Errorf("consumed %d, error %v, %d streams", n, err, p.streams)
+	}
+}
+
+func TestFeedFromWithinACallbackDoesNothing(t *testing.T) {
+	p := newPeer(t, nil)
+	p.onHead = func(*message.Head, bool) {
+		if n, err := p.c.Feed([]byte(getB)); n != 0 || err != nil {
+			t.Errorf("consumed %d, error %v", n, err)
+		}
+	}
+	p.feed(getA, 1000)
+	if got := p.text(); got != "GET h /a{}." {
+		t.Error(got)
+	}
+}
+
+func TestNothingIsReadAfterTheLastResponse(t *testing.T) {
+	p := newPeer(t, nil)
+	p.onHead = func(*message.Head, bool) { p.s.Head(head(":status", "204"), true) }
+	rest, err := p.feed("GET /a HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"+getB, 1000)
+	if rest != "" || err != nil || p.streams != 1 || !p.c.ShouldClose() {
+		t.Errorf("rest %q, error %v, %d streams", rest, err, p.streams)
+	}
+}
+
+func TestPauseLeavesBytesUntilResume(t *testing.T) {
+	for _, raw := range []string{
+		"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\nabcdef",
+		"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n",
+	} {
+		p := newPeer(t, &Options{MaxBodyPiece: 2})
+		p.onHead = func(*message.Head, bool) { p.s.Pause(); p.s.Pause() }
+		rest, _ := p.feed(raw, 1000)
+		if got := p.text(); got == "" || strings.Contains(got, "a\"") || p.c.phase != serverBody {
+			t.Fatalf("%s while paused", got)
+		}
+		p.s.Resume()
+		if n, _ := p.c.Feed([]byte(rest)); n != 0 || p.resumes != 0 {
+			t.Fatal("one Resume undid two Pauses")
+		}
+		p.s.Resume()
+		if p.resumes != 1 {
+			t.Fatal("OnResume was not called")
+		}
+		p.onData = func([]byte, bool) { p.s.Pause() }
+		pieces := 0
+		for rest != "" {
+			n, err := p.c.Feed([]byte(rest))
+			if n == 0 || err != nil {
+				t.Fatal(n, err)
+			}
+			rest = rest[n:]
+			p.s.Resume()
+			pieces++
+		}
+		if pieces < 3 || !p.ended {
+			t.Errorf("%d pieces, ended %v", pieces, p.ended)
+		}
+	}
+}
+
+func TestAClientThatGoesAwayResetsTheStream(t *testing.T) {
+	for name, raw := range map[string]string{
+		"in the content":      "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\nabc",
+		"in the chunks":       "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc",
+		"in the trailers":     "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: b\r\n",
+		"before the response": getA,
+		"before the upgrade":  "GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+	} {
+		p := newPeer(t, nil)
+		p.feed(raw, 1000)
+		p.c.EOF()
+		if p.reset != message.RemoteReset || !p.c.ShouldClose() {
+			t.Errorf("%s: reset %v", name, p.reset)
+		}
+		p.s.Head(head(":status", "200"), true) // without effect
+		if got := p.out.take(); got != "" {
+			t.Errorf("%s: sent %q", name, got)
+		}
+	}
+	p := newPeer(t, nil)
+	p.feed(getA[:10], 3)
+	p.c.Closed(message.RemoteReset)
+	if p.streams != 0 || !p.c.ShouldClose() {
+		t.Error("a head that is cut off made a stream")
+	}
+}
+
+func TestAResponseMayEndBeforeItsRequest(t *testing.T) {
+	const post = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\nabc"
+	p := newPeer(t, nil)
+	p.feed(post, 1000)
+	p.s.Head(head(":status", "413"), true)
+	if p.done != 0 {
+		t.Fatal("the exchange is over before the request is")
+	}
+	p.feed("def", 1000)
+	if p.done != 1 || p.c.ShouldClose() || p.text() != `POST h /{content-length: 6}"abcdef".` {
+		t.Errorf("done %d, %s", p.done, p.text())
+	}
+
+	p = newPeer(t, nil)
+	p.feed(post, 1000)
+	p.s.Head(head(":status", "413"), true)
+	p.s.Reset(message.LocalReset)
+	if p.done != 1 || !p.c.ShouldClose() || p.c.Aborted() {
+		t.Errorf("done %d, close %v, aborted %v", p.done, p.c.ShouldClose(), p.c.Aborted())
+	}
+	if n, err := p.c.Feed([]byte("def")); n != 3 || err != nil {
+		t.Errorf("the rest is not discarded: %d, %v", n, err)
+	}
+}
+
+func TestAResetInTheMiddleOfAResponseAborts(t *testing.T) {
+	p := newPeer(t, nil)
+	p.feed(getA, 1000)
+	p.s.Head(head(":status", "200"), false)
+	p.s.Reset(message.RemoteReset)
+	if !p.c.ShouldClose() || !p.c.Aborted() || p.done != 1 || p.reset != 0 {
+		t.Errorf("close %v, aborted %v, done %d, reset %v", p.c.ShouldClose(), p.c.Aborted(), p.done, p.reset)
+	}
+}
+
+func TestAResetFromWithinAnEvent(t *testing.T) {
+	for _, at := range []string{"head", "data", "end"} {
+		p := newPeer(t, nil)
+		switch at {
+		case "head":
+			p.onHead = func(*message.Head, bool) { p.s.Reset(message.LocalReset) }
+		case "data":
+			p.onData = func([]byte, bool) { p.s.Reset(message.LocalReset) }
+		case "end":
+			p.onEnd = func() { p.s.Reset(message.LocalReset) }
+		}
+		rest, err := p.feed("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"+getB, 1000)
+		if rest != "" || err != nil || p.streams != 1 || p.done != 1 || !p.c.ShouldClose() {
+			t.Errorf("%s: rest %q, error %v, %d streams, done %d", at, rest, err, p.streams, p.done)
+		}
+	}
+}
+
+func TestInformationalResponsesPrecedeTheFinalOne(t *testing.T) {
+	p := newPeer(t, nil)
+	p.feed("POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n", 1000)
+	p.s.Head(head(":status", "100"), false)
+	p.feed("a", 1000)
+	p.s.Head(head(":status", "103", "link", "x", "content-length", "5"), false)
+	p.s.Head(head(":status", "200"), true)
+	want := "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+	if got := p.out.take(); got != want || p.done != 1 {
+		t.Errorf("sent %q, done %d", got, p.done)
+	}
+
+	p = newPeer(t, http10)
+	p.feed("GET / HTTP/1.0\r\n\r\n", 1000)
+	p.s.Head(head(":status", "103"), false)
+	if got := p.out.take(); got != "" {
+		t.Errorf("an HTTP/1.0 client got %q", got)
+	}
+}
+
+const upgrade = "GET /ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+func TestAnUpgradeBecomesATunnelWhenItIsAccepted(t *testing.T) {
+	p := newPeer(t, nil)
+	rest, _ := p.feed(upgrade+getB, 1000)
+	if rest != getB || p.ended || !p.s.IsUpgrade() {
+		t.Fatalf("rest %q before the answer", rest)
+	}
+	p.s.Head(head(":status", "101", "upgrade", "websocket"), false)
+	if p.resumes != 1 {
+		t.Fatal("OnResume was not called")
+	}
+	rest, _ = p.feed(rest, 1000)
+	p.s.Data([]byte("down"), false)
+	if got := p.out.take(); rest != "" || p.streams != 1 || !strings.HasSuffix(got, "connection: upgrade\r\n\r\ndown") {
+		t.Fatalf("rest %q, sent %q", rest, got)
+	}
+	p.s.Data(nil, true)
+	if p.eofs != 1 || p.done != 0 {
+		t.Fatal("a half-close ended the tunnel")
+	}
+	p.feed("up", 1000)
+	p.c.EOF()
+	want := "GET h /ws{upgrade: websocket}" + `"GET /b HTTP/1.1\r\nHost: h\r\n\r\nup".`
+	if got := p.text(); got != want || p.done != 1 || !p.c.ShouldClose() || p.c.Aborted() {
+		t.Errorf("%s, done %d", got, p.done)
+	}
+}
+
+func TestATunnelMayEndOnTheClientsSideFirst(t *testing.T) {
+	p := newPeer(t, nil)
+	p.feed("CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n", 1000)
+	p.s.Head(head(":status", "200"), false)
+	p.c.EOF()
+	p.s.Data([]byte("more"), false)
+	if p.done != 0 {
+		t.Fatal("the tunnel is over while one side sends")
+	}
+	p.s.Data(nil, true)
+	if got := p.out.take(); !strings.HasSuffix(got, "\r\n\r\nmore") || p.done != 1 || p.eofs != 1 || !p.c.ShouldClose() {
+		t.Errorf("sent %q, done %d", got, p.done)
+	}
+}
+
+func TestARefusedUpgradeIsAnOrdinaryExchange(t *testing.T) {
+	p := newPeer(t, nil)
+	rest, _ := p.feed(upgrade+getB, 1000)
+	p.s.Head(head(":status", "403"), true)
+	if !p.ended || p.done != 1 || p.c.ShouldClose() {
+		t.Fatalf("ended %v, done %d", p.ended, p.done)
+	}
+	p.feed(rest, 1000)
+	if got := p.text(); got != "GET h /ws{upgrade: websocket}. GET h /b{}." {
+		t.Error(got)
+	}
+}
+
+func TestWhatWasMeantForARefusedConnectIsNoRequest(t *testing.T) {
+	p := newPeer(t, nil)
+	rest, _ := p.feed("CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n"+getB, 1000)
+	p.s.Head(head(":status", "403"), true)
+	rest, err := p.feed(rest, 1000)
+	if rest != "" || err != nil || p.streams != 1 || !p.c.ShouldClose() {
+		t.Errorf("rest %q, error %v, %d streams", rest, err, p.streams)
+	}
+}
+
+func TestRefuseAnswersOnce(t *testing.T) {
+	p := newPeer(t, nil)
+	_, err := p.feed("GET / HTTP/1.1\r\n\r\n", 1000)
+	p.c.Refuse(err.(*Error).Status)
+	want := "HTTP/1.1 400 Bad Request\r\ncontent-length: 11\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\nBad Request"
+	if got := p.out.take(); got != want || !p.c.ShouldClose() {
+		t.Errorf("sent %q", got)
+	}
+	p.c.Refuse(400)
+	if got := p.out.take(); got != "" {
+		t.Errorf("sent %q once more", got)
+	}
+
+	// After an exchange the next bad request gets its answer.
+	p = newPeer(t, nil)
+	p.onHead = func(*message.Head, bool) { p.s.Head(head(":status", "204"), true) }
+	_, err = p.feed(getA+"BAD", 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = p.feed(" \r\n", 1000)
+	if err == nil {
+		_, err = p.feed("\x00", 1)
+	}
+	p.out.take()
+	p.c.Refuse(400)
+	if got := p.out.take(); got != want {
+		t.Errorf("sent %q", got)
+	}
+
+	// In the middle of a response nothing can be said.
+	p = newPeer(t, nil)
+	p.feed("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", 1000)
+	p.s.Head(head(":status", "200"), false)
+	p.out.take()
+	_, err = p.feed("x", 1000)
+	p.c.Refuse(400)
+	if got := p.out.take(); err == nil || got != "" || !p.c.Aborted() || p.reset != message.ProtocolError {
+		t.Errorf("sent %q, error %v, aborted %v, reset %v", got, err, p.c.Aborted(), p.reset)
+	}
+}
+
+func TestDrainedFollowsFull(t *testing.T) {
+	p := newPeer(t, nil)
+	p.feed(getA, 1000)
+	p.s.Head(head(":status", "200"), false)
+	p.c.Writable()
+	p.out.full = true
+	if !p.s.Full() || p.drains != 0 {
+		t.Fatal("not full")
+	}
+	p.out.full = false
+	p.c.Writable()
+	p.c.Writable()
+	if p.drains != 1 {
+		t.Errorf("Drained was called %d times", p.drains)
+	}
+}
+
+func TestTheHeadMayBeTakenByExchange(t *testing.T) {
+	p := newPeer(t, nil)
+	var own message.Head
+	p.onHead = func(h *message.Head, _ bool) {
+		if own.Len() == 0 {
+			own, *h = *h, own
+		}
+		p.s.Head(head(":status", "204"), true)
+	}
+	p.feed(getA+getB, 1000)
+	if got := headText(&own); got != "GET h /a{}" {
+		t.Error(got)
+	}
+}
+
+func TestIdleMeansThatNoRequestBegan(t *testing.T) {
+	p := newPeer(t, nil)
+	if !p.c.Idle() {
+		t.Error("a new connection is not idle")
+	}
+	p.feed("GET / HTTP/1.1\r\n", 1000)
+	if p.c.Idle() {
+		t.Error("idle in a head")
+	}
+	p.feed("Host: h\r\n\r\n", 1000)
+	if p.c.Idle() {
+		t.Error("idle in an exchange")
+	}
+	p.s.Head(head(":status", "204"), true)
+	if !p.c.Idle() {
+		t.Error("not idle after an exchange")
+	}
+}
