@@ -1,0 +1,74 @@
+# Every habit of this repository in one line each: make help.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+.DEFAULT_GOAL := help
+
+GO ?= go
+BIN := bin/sallyport
+GOFILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
+# The product and its unit tests; the black-box tests in ./integration need the built binary and the tools.
+UNIT = $(shell $(GO) list ./... | grep -v '/integration$$')
+HAVE_CC = $(shell command -v $$($(GO) env CC) >/dev/null 2>&1 && echo yes)
+RACE = $(if $(HAVE_CC),-race)
+CONSUL ?=
+FUZZTIME ?= 20s
+RUN ?=
+
+.PHONY: help build check test lint unit integration bench demo fmt fuzz tools golden clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## bin/sallyport, one static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) .
+
+check: build ## what to run before each commit: build, vet, unit tests (under two minutes once built)
+	$(GO) vet ./...
+	$(GO) test $(UNIT)
+
+test: lint unit integration ## everything that CI runs: lint, unit tests with -race, integration tests
+
+lint: ## gofmt, vet, staticcheck
+	@unformatted=$$(gofmt -l $(GOFILES)); if [ -n "$$unformatted" ]; then \
+		echo "not formatted, run make fmt:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+unit: build ## unit tests, with the race detector where there is a C compiler
+	@[ -n "$(HAVE_CC)" ] || echo "race detector: not used: no C compiler (Debian: apt-get install gcc); the unit tests run without it"
+	$(if $(HAVE_CC),CGO_ENABLED=1) $(GO) test $(RACE) $(UNIT)
+
+# Run inside the folder, so that go test shows the summary of what was not run. RUN=regexp picks tests.
+integration: build tools ## black-box tests of the binary with real Envoy, Consul, h2spec (RUN=regexp for some)
+	cd integration && $(GO) test -count=1 -timeout 25m $(if $(RUN),-run '$(RUN)')
+
+bench: ## benchmarks of the codecs, balancers and the data path, with allocations
+	$(GO) test -run '^$$' -bench . -benchmem $(UNIT)
+
+demo: build ## the whole picture on this machine; CONSUL=1 with a real Consul
+	$(if $(CONSUL),integration/tools/install.sh consul)
+	$(if $(CONSUL),CONSUL=$(CURDIR)/.tools/bin/consul) $(BIN) demo $(if $(CONSUL),--consul)
+
+fmt: ## gofmt, in place
+	gofmt -w $(GOFILES)
+
+fuzz: ## each fuzz target for FUZZTIME (20s)
+	@for pkg in $$(grep -lE '^func Fuzz' $$(git ls-files --cached --others --exclude-standard '*_test.go') | xargs -r -n 1 dirname | sort -u); do \
+		for target in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' $$pkg/*_test.go | cut -c6-); do \
+			echo "./$$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) ./$$pkg || exit 1; \
+		done; \
+	done
+
+tools: ## Envoy, Consul and h2spec for the integration tests, into .tools (cached)
+	@integration/tools/install.sh
+
+golden: ## rewrite the golden files; read the diff before committing it
+	@for pkg in $$(grep -lE 'flag\.Bool\("update"' $$(git ls-files --cached --others --exclude-standard '*_test.go') | xargs -r -n 1 dirname | sort -u); do \
+		$(GO) test ./$$pkg -update || exit 1; \
+	done
+	@git status --short -- '*testdata*'
+
+clean: ## remove what was built; .tools stays (rm -rf .tools for that too)
+	rm -rf bin integration/.state

