@@ -26,7 +26,6 @@ type chunkState uint8
 const (
 	chunkStart   chunkState = iota // first digit of chunk-size
 	chunkSize                      // further digits
-	chunkExtWait                   // whitespace before ";"
 	chunkExtName                   // first byte of an extension's name
 	chunkExt                       // in the extensions
 	chunkSizeLF                    // line feed of the size line
@@ -91,23 +90,11 @@ func (b *body) chunked(p []byte, limit int) (n int, data []byte, last bool, err 
 			case '\r':
 				b.state = chunkSizeLF
 			case ';':
+				// Directly after the size: the whitespace that RFC 9112
+				// §7.1.1 has for bad senders is refused, as by net/http.
 				b.state = chunkExtName
-			case ' ', '\t':
-				b.state = chunkExtWait
 			case '\n':
 				return n, nil, false, errBareLF
-			default:
-				return n, nil, false, errChunkSize
-			}
-		case chunkExtWait:
-			// RFC 9112 §7.1.1: whitespace only before an extension.
-			if err := b.extension(); err != nil {
-				return n, nil, false, err
-			}
-			switch c {
-			case ' ', '\t':
-			case ';':
-				b.state = chunkExtName
 			default:
 				return n, nil, false, errChunkSize
 			}

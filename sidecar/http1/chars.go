@@ -1,8 +1,11 @@
 package http1
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/bits"
+	"net/netip"
+	"unsafe"
 )
 
 // lowerToken is the lower-case form of the bytes of a token (RFC 9110 §5.6.2), 0 for all others.
@@ -20,13 +23,14 @@ var lowerToken = func() (t [256]byte) {
 }()
 
 // regName marks the bytes of a registered name or IPv4 address (RFC 3986
-// §3.2.2) without the comma: no DNS name has one, and a recipient that joined
-// two Host fields would produce it.
+// §3.2.2) that are taken: not the comma, which a recipient that joined two Host
+// fields would produce, and not percent-encoding, which some decode and some
+// do not. No DNS name has either.
 var regName = func() (t [256]bool) {
 	for c := range t {
 		t[c] = '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
 	}
-	for _, c := range []byte("-._~!$&'()*+;=%") {
+	for _, c := range []byte("-._~!$&'()*+;=") {
 		t[c] = true
 	}
 	return t
@@ -99,6 +103,25 @@ func targetEnd(p []byte) int {
 		}
 	}
 	return i
+}
+
+// validEscapes says whether each "%" of a path is followed by two hexadecimal
+// digits (RFC 3986 §2.1), as net/http wants it: what decoders make of another
+// differs, and with it what a rule for paths would match. The query is free.
+func validEscapes(path []byte) bool {
+	for {
+		i := bytes.IndexByte(path, '%')
+		if i < 0 {
+			return true
+		}
+		if bytes.IndexByte(path[:i], '?') >= 0 {
+			return true
+		}
+		if i+2 >= len(path) || hexDigit[path[i+1]] == 0 || hexDigit[path[i+2]] == 0 {
+			return false
+		}
+		path = path[i+3:]
+	}
 }
 
 // isToken says whether p is a token (RFC 9110 §5.6.2).
@@ -180,17 +203,18 @@ func decimal(p []byte) int64 {
 func validAuthority(p []byte, needPort bool) bool {
 	i := 0
 	if len(p) > 0 && p[0] == '[' {
-		for i = 1; i < len(p) && (hexDigit[p[i]] != 0 || p[i] == ':' || p[i] == '.'); i++ {
+		if i = bytes.IndexByte(p, ']'); i < 0 {
+			return false
 		}
-		if i < 3 || i == len(p) || p[i] != ']' {
+		// RFC 3986 §3.2.2 has no zone here. The string is a view that ParseAddr does not keep.
+		a, err := netip.ParseAddr(unsafe.String(&p[1], i-1))
+		if err != nil || !a.Is6() || a.Zone() != "" {
 			return false
 		}
 		i++
 	} else {
-		for ; i < len(p) && regName[p[i]]; i++ {
-			if p[i] == '%' && (i+2 >= len(p) || hexDigit[p[i+1]] == 0 || hexDigit[p[i+2]] == 0) {
-				return false
-			}
+		for i < len(p) && regName[p[i]] {
+			i++
 		}
 		if i == 0 {
 			return false

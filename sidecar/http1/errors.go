@@ -39,6 +39,7 @@ var (
 	errHTTP10       = &Error{426, "low_version", "HTTP/1.0 is not accepted here"}
 	errTarget       = &Error{400, "http1.invalid_url", "invalid character in the request target (RFC 9112 §3.2)"}
 	errFragment     = &Error{400, "http1.invalid_url", "fragment in the request target (RFC 9112 §3.2)"}
+	errEscape       = &Error{400, "http1.invalid_url", "invalid percent-encoding in the path (RFC 3986 §2.1)"}
 	errTargetForm   = &Error{400, "http1.invalid_url", "request target of a form that the method does not have (RFC 9112 §3.2)"}
 	errAbsolute     = &Error{400, "http1.invalid_url", "absolute-form target is not accepted here"}
 	errScheme       = &Error{400, "http1.invalid_scheme", "scheme of the request target is neither http nor https"}

@@ -319,7 +319,16 @@ func (d *reader) add(n message.Name, name, value []byte) *Error {
 			}
 		}
 		d.head.AddName(n, value)
-	case message.Trailer, message.Expect:
+	case message.Trailer:
+		for rest := value; len(rest) > 0; {
+			var e []byte
+			e, rest = nextElement(rest)
+			if equalFold(e, "content-length") || equalFold(e, "transfer-encoding") || equalFold(e, "trailer") || equalFold(e, "host") {
+				return errTrailer
+			}
+		}
+		d.head.AddName(n, value)
+	case message.Expect:
 		d.head.AddName(n, value)
 	}
 	return nil

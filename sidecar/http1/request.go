@@ -146,6 +146,9 @@ func (d *reader) checkTarget(method, target []byte) *Error {
 	switch target[0] {
 	case '/':
 		d.form = originForm
+		if !validEscapes(target) {
+			return errEscape
+		}
 		return nil
 	case '*':
 		// §3.2.4: asterisk-form is for OPTIONS.
@@ -157,7 +160,7 @@ func (d *reader) checkTarget(method, target []byte) *Error {
 	}
 	// §3.2.2: absolute-form.
 	d.form = absoluteForm
-	authority, _, ok := splitAbsolute(target)
+	authority, path, ok := splitAbsolute(target)
 	switch {
 	case !ok && hasScheme(target):
 		return errScheme
@@ -165,6 +168,8 @@ func (d *reader) checkTarget(method, target []byte) *Error {
 		return errTargetForm
 	case !validAuthority(authority, false):
 		return errAuthority
+	case !validEscapes(path):
+		return errEscape
 	case d.noAbsolute:
 		return errAbsolute
 	}

@@ -76,6 +76,10 @@ var requestCases = []requestCase{
 	{name: "a fragment is refused", raw: "GET /a#b HTTP/1.1\nHost: h\n\n", err: errFragment},
 	{name: "a NUL in the target is refused", raw: "GET /a␀b HTTP/1.1\nHost: h\n\n", err: errTarget},
 	{name: "a byte above ASCII in the target is refused", raw: "GET /\xc3\xa9 HTTP/1.1\nHost: h\n\n", err: errTarget},
+	{name: "percent-encoding of one digit is refused", raw: "GET /a%2 HTTP/1.1\nHost: h\n\n", err: errEscape},
+	{name: "percent-encoding that is not hexadecimal is refused", raw: "GET /%zz HTTP/1.1\nHost: h\n\n", err: errEscape},
+	{name: "percent-encoding in absolute-form is checked too", raw: "GET http://a/% HTTP/1.1\nHost: h\n\n", err: errEscape},
+	{name: "a query may have any percent sign", raw: "GET /a?100% HTTP/1.1\nHost: h\n\n", want: "GET h /a?100%{}."},
 	{name: "a path without slash is refused", raw: "GET a HTTP/1.1\nHost: h\n\n", err: errTargetForm},
 	{name: "a target that is a query is refused", raw: "GET ?a HTTP/1.1\nHost: h\n\n", err: errTargetForm},
 	{name: "a target that is a host is refused", raw: "GET h:80 HTTP/1.1\nHost: h\n\n", err: errTargetForm},
@@ -118,7 +122,10 @@ var requestCases = []requestCase{
 	{name: "a Host with a word for a port is refused", raw: "GET / HTTP/1.1\nHost: a:http\n\n", err: errHost},
 	{name: "a Host with two ports is refused", raw: "GET / HTTP/1.1\nHost: a:1:2\n\n", err: errHost},
 	{name: "a Host above ASCII is refused", raw: "GET / HTTP/1.1\nHost: \xc3\xa9\n\n", err: errHost},
-	{name: "a Host with broken percent-encoding is refused", raw: "GET / HTTP/1.1\nHost: a%2\n\n", err: errHost},
+	{name: "a Host with percent-encoding is refused", raw: "GET / HTTP/1.1\nHost: a%2e\n\n", err: errHost},
+	{name: "an IPv6 Host that is no address is refused", raw: "GET / HTTP/1.1\nHost: [1:2]\n\n", err: errHost},
+	{name: "an IPv6 Host with a zone is refused", raw: "GET / HTTP/1.1\nHost: [fe80::1%eth0]\n\n", err: errHost},
+	{name: "an IPv4 Host in brackets is refused", raw: "GET / HTTP/1.1\nHost: [127.0.0.1]\n\n", err: errHost},
 	{name: "an IPv6 Host with a port", raw: "GET / HTTP/1.1\nHost: [fe80::1]:80\n\n", want: "GET [fe80::1]:80 /{}."},
 	{name: "an IPv6 Host that is not closed is refused", raw: "GET / HTTP/1.1\nHost: [::1\n\n", err: errHost},
 	{name: "an empty IPv6 Host is refused", raw: "GET / HTTP/1.1\nHost: []\n\n", err: errHost},
@@ -217,7 +224,8 @@ var requestCases = []requestCase{
 	{name: "chunks become data", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n3\nabc\nA\n0123456789\n0\n\n", want: `POST h /{}"abc0123456789".`},
 	{name: "chunk sizes may have zeros and both cases", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n000a\n0123456789\n0B\n01234567890\n000\n\n", want: `POST h /{}"012345678901234567890".`},
 	{name: "chunk data may look like anything", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n9\n0\n\nGET /\n0\n\n", err: errChunkEnd, want: `POST h /{}"0\r\n\r\nGET "<protocol error>`},
-	{name: "chunk extensions are dropped", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n1;a\na\n1 ; a=\"b;\"\nb\n0;c=d\n\n", want: `POST h /{}"ab".`},
+	{name: "chunk extensions are dropped", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n1;a\na\n1; a=\"b;\"\nb\n0;c=d\n\n", want: `POST h /{}"ab".`},
+	{name: "a space before a chunk extension is refused", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n1 ;a\na\n0\n\n", err: errChunkSize, want: "POST h /{}<protocol error>"},
 	{name: "an empty chunk extension is refused", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n1;\na\n0\n\n", err: errChunkExt, want: "POST h /{}<protocol error>"},
 	{name: "a control character in an extension is refused", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n1;a␀\na\n0\n\n", err: errChunkExt, want: "POST h /{}<protocol error>"},
 	{name: "a bare LF in an extension is refused", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n1;a␊a\n0\n\n", err: errBareLF, want: "POST h /{}<protocol error>"},
@@ -241,6 +249,7 @@ var requestCases = []requestCase{
 	{name: "a coding in trailers is refused", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n0\nTransfer-Encoding: chunked\n\n", err: errTrailer, want: "POST h /{}<protocol error>"},
 	{name: "a Host in trailers is refused", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n0\nHost: x\n\n", err: errTrailer, want: "POST h /{}<protocol error>"},
 	{name: "a broken trailer is refused", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n0\nA b\n\n", err: errNameSpace, want: "POST h /{}<protocol error>"},
+	{name: "a Trailer that announces framing is refused", raw: "POST / HTTP/1.1\nHost: h\nTrailer: a, Content-Length\nTransfer-Encoding: chunked\n\n", err: errTrailer},
 	{name: "a folded trailer is refused", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n0\nA: b\n c\n\n", err: errFold, want: "POST h /{}<protocol error>"},
 	{name: "too many trailers are refused", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n0\nA: 1\nA: 1\nA: 1\nA: 1\n\n", err: errTooMany, want: "POST h /{}<protocol error>", o: &Options{MaxHeaderCount: 3}},
 	{name: "a bare LF as the end of trailers is refused", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n0\n␊", err: errBareLF, want: "POST h /{}<protocol error>"},
@@ -322,7 +331,7 @@ func TestEveryByteInATargetAtEveryOffset(t *testing.T) {
 	for c := range 256 {
 		ok := c > ' ' && c < 0x7f && c != '#'
 		for offset := range 20 {
-			path := "/" + strings.Repeat("a", offset) + string([]byte{byte(c)}) + strings.Repeat("b", 20-offset)
+			path := "/" + strings.Repeat("a", offset) + string([]byte{byte(c)}) + strings.Repeat("b", 22-offset)
 			p := newPeer(t, nil)
 			_, err := p.feed("GET "+path+" HTTP/1.1\r\nHost: h\r\n\r\n", 1000)
 			if ok != (err == nil) {
