@@ -8,7 +8,7 @@ GO ?= go
 BIN := bin/sallyport
 GOFILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
 # The product and its unit tests; the black-box tests in ./integration need the built binary and the tools.
-UNIT = $(shell $(GO) list ./... | grep -v '/integration$$')
+UNIT = $(shell $(GO) list ./... | grep -v '/integration')
 HAVE_CC = $(shell command -v $$($(GO) env CC) >/dev/null 2>&1 && echo yes)
 RACE = $(if $(HAVE_CC),-race)
 CONSUL ?=
@@ -41,6 +41,7 @@ unit: build ## unit tests, with the race detector where there is a C compiler
 
 # Run inside the folder, so that go test shows the summary of what was not run. RUN=regexp picks tests.
 integration: build tools ## black-box tests of the binary with real Envoy, Consul, h2spec (RUN=regexp for some)
+	$(if $(RUN),,$(GO) test ./integration/harness)
 	cd integration && $(GO) test -count=1 -timeout 25m $(if $(RUN),-run '$(RUN)')
 
 bench: ## benchmarks of the codecs, balancers and the data path, with allocations

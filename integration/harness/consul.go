@@ -1,0 +1,187 @@
+package harness
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"testing"
+
+	"github.com/hashicorp/consul/api"
+)
+
+// ConsulBuilder says how to start Consul.
+type ConsulBuilder struct {
+	t    testing.TB
+	args []string
+}
+
+// ConsulAgent is a running agent in development mode: one server, in memory, with mesh support on.
+type ConsulAgent struct {
+	*Process
+	// Client is for everything that has no method here.
+	Client *api.Client
+
+	t       testing.TB
+	command Command
+	http    string
+	grpc    string
+}
+
+// NewConsul builds a real Consul.
+func NewConsul(t testing.TB) *ConsulBuilder {
+	t.Helper()
+	Need(t, Consul)
+	return &ConsulBuilder{t: t}
+}
+
+// Args appends to the command line, -hcl texts for example.
+func (b *ConsulBuilder) Args(args ...string) *ConsulBuilder {
+	b.args = append(b.args, args...)
+	return b
+}
+
+// Run starts the agent and waits until it has a leader and knows itself.
+func (b *ConsulBuilder) Run() *ConsulAgent {
+	b.t.Helper()
+	port := func() string { return strconv.Itoa(FreePort(b.t)) }
+	c := &ConsulAgent{t: b.t, http: FreeAddr(b.t), grpc: FreeAddr(b.t)}
+	_, httpPort, _ := net.SplitHostPort(c.http)
+	_, grpcPort, _ := net.SplitHostPort(c.grpc)
+	args := append([]string{"agent", "-dev", "-node", "test", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-log-level", "warn",
+		"-http-port", httpPort, "-grpc-port", grpcPort, "-grpc-tls-port", "-1", "-dns-port", "-1", "-server-port", port(),
+		"-serf-lan-port", port(), "-serf-wan-port", port(), "-hcl", `disable_update_check = true`}, b.args...)
+	c.command = Command{Name: "consul", Path: Consul.Path(), Args: args}
+	var err error
+	if c.Client, err = api.NewClient(&api.Config{Address: c.http}); err != nil {
+		b.t.Fatal(err)
+	}
+	c.start()
+	return c
+}
+
+func (c *ConsulAgent) start() {
+	c.t.Helper()
+	c.Process = c.command.Start(c.t)
+	c.WaitFor("leader", func() error {
+		leader, err := c.Client.Status().Leader()
+		if err == nil && leader == "" {
+			err = errors.New("no leader yet")
+		}
+		if err != nil {
+			return err
+		}
+		nodes, _, err := c.Client.Catalog().Nodes(nil)
+		if err == nil && len(nodes) == 0 {
+			err = errors.New("the catalog is still empty")
+		}
+		return err
+	})
+}
+
+// Restart starts the agent again at the same addresses after Kill or Stop. It has forgotten everything.
+func (c *ConsulAgent) Restart() {
+	c.t.Helper()
+	c.start()
+}
+
+// Addr is host:port of the HTTP API, and URL the same as a URL; GRPC is where it serves xDS.
+func (c *ConsulAgent) Addr() string { return c.http }
+
+// URL is the HTTP API.
+func (c *ConsulAgent) URL() string { return "http://" + c.http }
+
+// GRPC is host:port of Consul's own xDS server.
+func (c *ConsulAgent) GRPC() string { return c.grpc }
+
+// Instance is a service instance to register. Its health is a check that the test sets by Pass and Fail.
+type Instance struct {
+	ID, Service string // ID is Service where empty
+	Addr        string // host:port
+	Tags        []string
+	Meta        map[string]string
+	Kind        api.ServiceKind
+	Proxy       *api.AgentServiceConnectProxyConfig
+	Connect     *api.AgentServiceConnect
+}
+
+// Register registers the instance, passing.
+func (c *ConsulAgent) Register(i Instance) {
+	c.t.Helper()
+	if i.ID == "" {
+		i.ID = i.Service
+	}
+	host, portText, err := net.SplitHostPort(i.Addr)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	port, err := strconv.Atoi(portText)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.must(c.Client.Agent().ServiceRegister(&api.AgentServiceRegistration{
+		ID: i.ID, Name: i.Service, Kind: i.Kind, Address: host, Port: port, Tags: i.Tags, Meta: i.Meta, Proxy: i.Proxy, Connect: i.Connect,
+		Check: &api.AgentServiceCheck{CheckID: checkOf(i.ID), TTL: "1h", Status: api.HealthPassing},
+	}))
+}
+
+func checkOf(id string) string { return "ttl:" + id }
+
+// Deregister takes the instance out of the catalog.
+func (c *ConsulAgent) Deregister(id string) {
+	c.t.Helper()
+	c.must(c.Client.Agent().ServiceDeregister(id))
+}
+
+// Pass makes the instance healthy.
+func (c *ConsulAgent) Pass(id string) { c.health(id, api.HealthPassing) }
+
+// Fail makes the instance critical.
+func (c *ConsulAgent) Fail(id string) { c.health(id, api.HealthCritical) }
+
+func (c *ConsulAgent) health(id, status string) {
+	c.t.Helper()
+	c.must(c.Client.Agent().UpdateTTL(checkOf(id), "set by the test", status))
+}
+
+// Intend allows or denies the source to call the destination; "*" is everyone.
+func (c *ConsulAgent) Intend(source, destination string, allow bool) {
+	c.t.Helper()
+	action := api.IntentionActionDeny
+	if allow {
+		action = api.IntentionActionAllow
+	}
+	_, err := c.Client.Connect().IntentionUpsert(&api.Intention{SourceName: source, DestinationName: destination, Action: action}, nil)
+	c.must(err)
+}
+
+// Unintend removes an intention.
+func (c *ConsulAgent) Unintend(source, destination string) {
+	c.t.Helper()
+	_, err := c.Client.Connect().IntentionDeleteExact(source, destination, nil)
+	c.must(err)
+}
+
+// Entry writes a config entry.
+func (c *ConsulAgent) Entry(entry api.ConfigEntry) {
+	c.t.Helper()
+	ok, _, err := c.Client.ConfigEntries().Set(entry, nil)
+	if err == nil && !ok {
+		err = errors.New("not written")
+	}
+	c.must(err)
+}
+
+// Put writes a key of the KV store.
+func (c *ConsulAgent) Put(key, value string) {
+	c.t.Helper()
+	_, err := c.Client.KV().Put(&api.KVPair{Key: key, Value: []byte(value)}, nil)
+	c.must(err)
+}
+
+func (c *ConsulAgent) must(err error) {
+	c.t.Helper()
+	if err != nil {
+		c.t.Fatal(fmt.Errorf("consul: %w", err))
+	}
+}

@@ -1,0 +1,235 @@
+package harness
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// ProxyBuilder says which proxy to start and with what. Envoy and sallyport share it, so that one test can run the same
+// bootstrap in either.
+type ProxyBuilder struct {
+	t     testing.TB
+	envoy bool
+	name  string
+	path  string
+	args  []string
+	env   []string
+
+	bootstrap string
+	values    map[string]string
+	addrs     map[string]string
+}
+
+// NewSidecar builds sallyport sidecar.
+func NewSidecar(t testing.TB) *ProxyBuilder {
+	t.Helper()
+	return newProxy(t, "sidecar", Binary(t), "sidecar")
+}
+
+// NewEdge builds sallyport edge.
+func NewEdge(t testing.TB) *ProxyBuilder {
+	t.Helper()
+	return newProxy(t, "edge", Binary(t), "edge")
+}
+
+// NewEnvoy builds a stock Envoy.
+func NewEnvoy(t testing.TB) *ProxyBuilder {
+	t.Helper()
+	Need(t, Envoy)
+	b := newProxy(t, "envoy", Envoy.Path(), "--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warning")
+	b.envoy = true
+	return b
+}
+
+func newProxy(t testing.TB, name, path string, args ...string) *ProxyBuilder {
+	return &ProxyBuilder{t: t, name: name, path: path, args: args, values: map[string]string{}, addrs: map[string]string{}}
+}
+
+// Named names the proxy in messages, and to a control plane (--service-node, --service-cluster).
+func (b *ProxyBuilder) Named(node, cluster string) *ProxyBuilder {
+	b.name = node
+	return b.Args("--service-node", node, "--service-cluster", cluster)
+}
+
+// Bootstrap gives the YAML to start from; the package comment says what it may refer to.
+func (b *ProxyBuilder) Bootstrap(yaml string) *ProxyBuilder {
+	b.bootstrap = yaml
+	return b
+}
+
+// Backend gives ${port.NAME} its value.
+func (b *ProxyBuilder) Backend(name string, at interface{ Addr() string }) *ProxyBuilder {
+	return b.At(name, at.Addr())
+}
+
+// At is Backend for an address.
+func (b *ProxyBuilder) At(name, addr string) *ProxyBuilder {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return b.Value("port."+name, port)
+}
+
+// Value gives ${name} its value.
+func (b *ProxyBuilder) Value(name, value string) *ProxyBuilder {
+	b.values[name] = value
+	return b
+}
+
+// Args appends to the command line.
+func (b *ProxyBuilder) Args(args ...string) *ProxyBuilder {
+	b.args = append(b.args, args...)
+	return b
+}
+
+// Env appends to the environment, NAME=VALUE.
+func (b *ProxyBuilder) Env(env ...string) *ProxyBuilder {
+	b.env = append(b.env, env...)
+	return b
+}
+
+// ControlPlane points a sidecar or an edge at a control plane. The token is left out where empty.
+func (b *ProxyBuilder) ControlPlane(addr, token string) *ProxyBuilder {
+	b.Args("--control-plane", addr)
+	if token != "" {
+		b.Args("--token", token)
+	}
+	return b
+}
+
+var placeholder = regexp.MustCompile(`\$\{[a-z0-9_.-]+\}`)
+
+// write fills in the bootstrap and returns its path.
+func (b *ProxyBuilder) write() string {
+	b.t.Helper()
+	text := placeholder.ReplaceAllStringFunc(b.bootstrap, func(ref string) string {
+		name := ref[2 : len(ref)-1]
+		if v, ok := b.values[name]; ok {
+			return v
+		}
+		kind, rest, _ := strings.Cut(name, ".")
+		if name != "admin" && kind != "listen" && kind != "dead" {
+			b.t.Fatalf("bootstrap: %s has no value", ref)
+		}
+		port := strconv.Itoa(FreePort(b.t))
+		if name == "admin" {
+			rest = "admin"
+		}
+		b.values[name], b.addrs[rest] = port, "127.0.0.1:"+port
+		return port
+	})
+	path := filepath.Join(b.t.TempDir(), "bootstrap.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+	return path
+}
+
+// Proxy is a running sidecar, edge or Envoy.
+type Proxy struct {
+	*Process
+	t     testing.TB
+	addrs map[string]string
+}
+
+// Run starts the proxy and waits until its admin page says that it is ready.
+func (b *ProxyBuilder) Run() *Proxy {
+	b.t.Helper()
+	p := b.Start()
+	p.WaitReady()
+	return p
+}
+
+// Start starts the proxy and does not wait.
+func (b *ProxyBuilder) Start() *Proxy {
+	b.t.Helper()
+	args := b.args
+	if b.bootstrap != "" {
+		args = append(args[:len(args):len(args)], "-c", b.write())
+	}
+	p := &Proxy{t: b.t, addrs: b.addrs}
+	p.Process = Command{Name: b.name, Path: b.path, Args: args, Env: b.env}.Start(b.t)
+	return p
+}
+
+// Listening tells the proxy's address under a name, for one that was not named in the bootstrap: "admin" above all.
+func (b *ProxyBuilder) Listening(name, addr string) *ProxyBuilder {
+	b.addrs[name] = addr
+	return b
+}
+
+// WaitReady waits until the admin page's /ready answers 200.
+func (p *Proxy) WaitReady() {
+	p.t.Helper()
+	p.WaitFor("answer of /ready", func() error {
+		code, body, err := p.admin("/ready")
+		if err == nil && code != http.StatusOK {
+			err = fmt.Errorf("%d %s", code, body)
+		}
+		return err
+	})
+}
+
+// Addr is where the listener ${listen.NAME} is.
+func (p *Proxy) Addr(name string) string {
+	p.t.Helper()
+	addr, ok := p.addrs[name]
+	if !ok {
+		p.t.Fatalf("%s: the bootstrap has no ${listen.%s}", p.Name, name)
+	}
+	return addr
+}
+
+// Admin returns the answer of an admin page, which must be 200.
+func (p *Proxy) Admin(path string) string {
+	p.t.Helper()
+	code, body, err := p.admin(path)
+	if err != nil || code != http.StatusOK {
+		p.t.Fatalf("%s: admin %s: %d %v %s", p.Name, path, code, err, body)
+	}
+	return body
+}
+
+// Stat returns a counter or gauge of /stats, and 0 where there is none of the name.
+func (p *Proxy) Stat(name string) int64 {
+	p.t.Helper()
+	for line := range strings.Lines(p.Admin("/stats")) {
+		if text, ok := strings.CutPrefix(line, name+": "); ok {
+			n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+			if err != nil {
+				p.t.Fatalf("%s: %s", p.Name, line)
+			}
+			return n
+		}
+	}
+	return 0
+}
+
+var adminClient = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+
+func (p *Proxy) admin(path string) (int, string, error) {
+	resp, err := adminClient.Get("http://" + p.Addr("admin") + path)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
+	return resp.StatusCode, string(body), err
+}
+
+// Validate runs the proxy with --mode validate to its end.
+func (b *ProxyBuilder) Validate() (ok bool, said string) {
+	b.t.Helper()
+	p := b.Args("--mode", "validate").Start()
+	return p.WaitExit(30*time.Second) == 0, p.Log()
+}
