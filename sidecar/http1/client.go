@@ -170,12 +170,7 @@ func (c *ClientConn) feed(p []byte) (n int, err *Error) {
 			}
 			d.free()
 			c.settle(epoch)
-		case clientDone:
-			if n < len(p) {
-				return n, errUnsolicited
-			}
-			return n, nil
-		case clientIdle:
+		case clientDone, clientIdle:
 			if n < len(p) {
 				return n, errUnsolicited
 			}
@@ -322,6 +317,11 @@ func (c *ClientConn) Writable() {
 		c.wasFull = false
 		c.r.Drained()
 	}
+}
+
+// Blocked says that bytes that Feed left wait for Resume, not for more bytes.
+func (c *ClientConn) Blocked() bool {
+	return c.paused > 0 && (c.phase == clientBody || c.phase == clientTrailers || c.phase == clientTunnel)
 }
 
 // ShouldClose says that the connection is at its end.
@@ -473,7 +473,3 @@ func (s *ClientStream) Resume() {
 		c.OnResume()
 	}
 }
-
-// Blocked says that bytes which Feed left wait for Resume: reading more is of
-// no use until OnResume.
-func (c *ClientConn) Blocked() bool { return c.paused > 0 && c.r != nil }

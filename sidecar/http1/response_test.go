@@ -292,3 +292,72 @@ func TestNothingReachesATunnelThatIsNotAgreedOn(t *testing.T) {
 		t.Errorf("early data has no bound: %v", p.reset)
 	}
 }
+
+func TestAPausedResponseLeavesBytes(t *testing.T) {
+	p := newCaller(t, nil)
+	p.s.Head(requestOf("GET"), true)
+	p.onHead = func(*message.Head, bool) { p.s.Pause() }
+	rest, err := p.feed("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", 1000)
+	if rest != "hi" || err != nil || !p.c.Blocked() {
+		t.Fatalf("rest %q, error %v, blocked %v", rest, err, p.c.Blocked())
+	}
+	p.s.Resume()
+	if rest, _ = p.feed(rest, 1000); rest != "" || p.resumes != 1 || !p.c.Reusable() {
+		t.Errorf("rest %q, %d resumes", rest, p.resumes)
+	}
+}
+
+func TestDrainedFollowsFullOnTheClientToo(t *testing.T) {
+	p := newCaller(t, nil)
+	p.s.Head(requestOf("POST"), false)
+	p.out.full = true
+	if !p.s.Full() {
+		t.Fatal("not full")
+	}
+	p.out.full = false
+	p.c.Writable()
+	if p.drains != 1 {
+		t.Errorf("Drained was called %d times", p.drains)
+	}
+
+	// A tunnel has room as soon as the server agreed.
+	p = newCaller(t, nil)
+	p.s.Head(requestOf("UPGRADE"), false)
+	p.s.Full()
+	p.feed("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n", 1000)
+	if p.drains != 1 {
+		t.Errorf("Drained was called %d times", p.drains)
+	}
+}
+
+func TestMisuseOfAStreamEndsIt(t *testing.T) {
+	for name, use := range map[string]func(s *ClientStream){
+		"content before the head":  func(s *ClientStream) { s.Data([]byte("x"), false) },
+		"trailers before the head": func(s *ClientStream) { s.Trailers(head("a", "b")) },
+		"two heads":                func(s *ClientStream) { s.Head(requestOf("POST"), false); s.Head(requestOf("POST"), false) },
+		"bad trailers": func(s *ClientStream) {
+			s.Head(requestOf("POST"), false)
+			s.Trailers(head("a", "b\n"))
+		},
+	} {
+		p := newCaller(t, trailersOn)
+		use(p.s)
+		if p.reset != message.LocalReset || p.done != 1 {
+			t.Errorf("%s: reset %v, done %d", name, p.reset, p.done)
+		}
+		p.s.Data([]byte("x"), true) // without effect
+		p.s.Head(requestOf("GET"), true)
+	}
+	for name, use := range map[string]func(s *ServerStream){
+		"content before the head":  func(s *ServerStream) { s.Data([]byte("x"), false) },
+		"trailers before the head": func(s *ServerStream) { s.Trailers(head("a", "b")) },
+		"two heads":                func(s *ServerStream) { s.Head(head(":status", "200"), false); s.Head(head(":status", "200"), false) },
+	} {
+		p := newPeer(t, trailersOn)
+		p.feed("GET / HTTP/1.1\r\nHost: h\r\n\r\n", 1000)
+		use(p.s)
+		if p.reset != message.LocalReset || p.done != 1 || !p.c.ShouldClose() {
+			t.Errorf("%s: reset %v, done %d", name, p.reset, p.done)
+		}
+	}
+}

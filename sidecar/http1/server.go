@@ -131,11 +131,13 @@ func (c *ServerConn) feed(p []byte) (n int, err *Error) {
 			if last && c.body.kind == bodyChunked {
 				c.phase = serverTrailers
 				c.reader = newReader(trailers, c.limits, c.o.Underscores)
-			} else if last {
+				continue
+			}
+			if last {
 				c.received()
 			}
-			if len(data) > 0 || last && c.phase != serverTrailers {
-				c.r.Data(data, last && c.phase != serverTrailers)
+			if len(data) > 0 || last {
+				c.r.Data(data, last)
 				c.settle(epoch)
 			}
 		case serverTrailers:
@@ -217,8 +219,8 @@ func (c *ServerConn) begin() *Error {
 	return nil
 }
 
-// received marks the request complete, before the receiver hears of it: what
-// the receiver does in that call sees the exchange as it is.
+// received marks the request complete. It comes before the receiver's last
+// event: a receiver that answers from within it must find the exchange complete.
 func (c *ServerConn) received() { c.phase = serverDone }
 
 // settle ends the exchange of that epoch if both its messages are complete.
@@ -351,165 +353,18 @@ func (c *ServerConn) ShouldClose() bool { return c.phase == serverClosed }
 // connection, or a body that ends with the connection would look whole.
 func (c *ServerConn) Aborted() bool { return c.aborted }
 
-// Idle says that no exchange is open and no byte of a head was consumed.
-func (c *ServerConn) Idle() bool { return c.phase == serverHead && c.reader == nil }
-
-// ServerStream is the response side of the exchange that is open. It belongs
-// to its connection and is used again for the next exchange.
-type ServerStream struct{ c *ServerConn }
-
-// IsUpgrade says that the request asks to leave HTTP: it has an Upgrade field
-// or is CONNECT. Its content follows only after a 101, or 2xx to CONNECT; else
-// its end is delivered from within the call of Head that refuses it.
-func (s *ServerStream) IsUpgrade() bool { return s.c.x.upgrade || s.c.x.connect }
-
-// HTTP10 says that the client speaks HTTP/1.0.
-func (s *ServerStream) HTTP10() bool { return s.c.x.http10 }
-
-// active says that there is a stream to send on.
-func (c *ServerConn) active() bool { return c.r != nil && !c.sent }
-
-// Head sends a response head. One that cannot be sent resets the stream; the client gets 502.
-func (s *ServerStream) Head(h *message.Head, end bool) {
-	c := s.c
-	if !c.active() {
-		return
-	}
-	if c.answered {
-		c.misuse()
-		return
-	}
-	code := h.StatusCode()
-	if code/100 == 1 && code != 101 && c.x.http10 && !end {
-		return // RFC 9110 §15.2: not to an HTTP/1.0 client
-	}
-	x := c.x
-	// The refusal of a CONNECT ends the connection: what the client sent
-	// ahead was meant for the tunnel, and must not be read as a request.
-	refused := c.phase == serverAsked && code >= 200 && !(x.connect && code/100 == 2)
-	x.close = x.close || c.draining || refused && x.connect
-	if !c.w.responseHead(c.out.Buffer(), h, end, &x) {
-		c.misuse()
-		return
-	}
-	c.out.Flush()
-	if code < 200 && code != 101 {
-		return
-	}
-	epoch := c.epoch
-	c.x, c.answered = x, true
-	switch {
-	case c.w.framing == frameTunnel:
-		c.x.close = true
-		c.phase = serverTunnel
-		if c.OnResume != nil {
-			c.OnResume()
-		}
-		if end && c.epoch == epoch {
-			s.end(epoch)
-		}
-		return
-	case refused:
-		c.received()
-		c.sent = end
-		c.r.Data(nil, true)
-	case end:
-		c.sent = true
-	}
-	c.settle(epoch)
-}
-
-// Data sends content.
-func (s *ServerStream) Data(p []byte, end bool) {
-	c := s.c
-	if !c.active() || c.sentEOF || len(p) == 0 && !end {
-		return
-	}
-	if !c.answered || !c.w.data(c.out.Buffer(), p, end) {
-		c.misuse()
-		return
-	}
-	c.out.Flush()
-	if end {
-		s.end(c.epoch)
-	}
-}
-
-// Trailers ends the response with trailers, where it can carry them.
-func (s *ServerStream) Trailers(h *message.Head) {
-	c := s.c
-	if !c.active() || c.sentEOF {
-		return
-	}
-	if !c.answered || !c.w.trailers(c.out.Buffer(), h, c.o.EnableTrailers) {
-		c.misuse()
-		return
-	}
-	c.out.Flush()
-	s.end(c.epoch)
-}
-
-// end marks the response complete.
-func (s *ServerStream) end(epoch uint32) {
-	c := s.c
-	if c.w.framing == frameTunnel {
-		c.sentEOF = true
-		if c.OnSendEOF != nil {
-			c.OnSendEOF()
-		}
-		c.tunnelDone(epoch)
-		return
-	}
-	c.sent = true
-	c.settle(epoch)
-}
-
-// tunnelDone ends the exchange when both directions of a tunnel ended.
-func (c *ServerConn) tunnelDone(epoch uint32) {
-	if c.epoch == epoch && c.sentEOF {
-		c.sent = true
-		c.settle(epoch)
-	}
-}
-
-// Reset abandons the exchange. The connection is closed: at once where a
-// response is not complete, else when it was sent.
-func (s *ServerStream) Reset(message.Reason) {
-	if c := s.c; c.r != nil {
-		c.abort()
-	}
-}
-
-// Full says that the Output has more than its high mark.
-func (s *ServerStream) Full() bool {
-	full := s.c.out.Full()
-	s.c.wasFull = s.c.wasFull || full
-	return full
-}
-
-// Pause stops Data events; bytes stay with the caller of Feed.
-func (s *ServerStream) Pause() { s.c.paused++ }
-
-// Resume undoes one Pause.
-func (s *ServerStream) Resume() {
-	c := s.c
-	if c.paused == 0 {
-		return
-	}
-	if c.paused--; c.paused == 0 && c.r != nil && c.OnResume != nil {
-		c.OnResume()
-	}
-}
-
-// Blocked says that bytes which Feed left are not the beginning of a line, but
-// wait for Resume, for the response to be complete or for an upgrade to be
-// answered: reading more is of no use until OnResume or OnMessageDone.
+// Blocked says that bytes that Feed left wait for something other than more
+// bytes: Resume, the end of the response, or the answer to an upgrade. The
+// caller stops reading until OnResume or OnMessageDone.
 func (c *ServerConn) Blocked() bool {
 	switch c.phase {
 	case serverDone, serverAsked:
 		return true
-	case serverBody, serverTunnel, serverTrailers:
+	case serverBody, serverTrailers, serverTunnel:
 		return c.paused > 0
 	}
 	return false
 }
+
+// Idle says that no exchange is open and no byte of a head was consumed.
+func (c *ServerConn) Idle() bool { return c.phase == serverHead && c.reader == nil }

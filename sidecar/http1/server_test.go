@@ -364,3 +364,23 @@ func TestIdleMeansThatNoRequestBegan(t *testing.T) {
 		t.Error("not idle after an exchange")
 	}
 }
+
+func TestBlockedTellsWaitingForBytesFromWaitingForOthers(t *testing.T) {
+	p := newPeer(t, nil)
+	step := func(raw string, want bool) {
+		t.Helper()
+		p.feed(raw, 1000)
+		if p.c.Blocked() != want {
+			t.Fatalf("after %q blocked is %v", raw, !want)
+		}
+	}
+	step("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n", false)
+	p.s.Pause()
+	step("a", true)
+	p.s.Resume()
+	step("ab", true) // the response is missing
+	p.s.Head(head(":status", "204"), true)
+	step(upgrade, true)
+	p.s.Head(head(":status", "101", "upgrade", "websocket"), false)
+	step("x", false)
+}
