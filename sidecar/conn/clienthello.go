@@ -1,0 +1,3 @@
+package conn
+
+const typeHandshake = 22

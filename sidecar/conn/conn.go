@@ -1,0 +1,399 @@
+// Package conn owns sockets: it accepts and dials TCP and Unix connections,
+// reads and writes them without blocking, and puts TLS between the socket and
+// whoever speaks a protocol on it (a codec, the TCP proxy, a listener filter).
+//
+// A Conn belongs to one loop.Worker for its whole life, and everything in this
+// package is called on that worker's goroutine, except where a comment says
+// otherwise. TLS handshakes, whose key operations take long, run on ordinary
+// goroutines that the worker feeds.
+//
+// An idle connection holds no buffer: input is read into the worker's scratch
+// memory, and what a handler does not consume, or the socket does not take,
+// waits in memory of the worker's pool.
+package conn
+
+import (
+	"crypto/tls"
+	"errors"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sallyport/sidecar/buffer"
+	"sallyport/sidecar/loop"
+)
+
+// Handler is what a connection is for. All calls come on the worker, from the
+// loop, never from inside a call that the handler makes, with one exception:
+// Start calls Connected. Any method of the Conn may be called in any of them:
+// after Close, Reset or CloseAfterFlush only Closed follows.
+type Handler interface {
+	// Connected says that a dialed connection is established; where TLS was
+	// started, that the handshake is done. StartTLSClient within Connected
+	// therefore leads to a second Connected. On accepted connections Start
+	// calls it at once, or it comes after the handshake.
+	Connected()
+	// Data presents what has arrived and returns how much of it was
+	// consumed. The rest is kept and presented again when more has arrived,
+	// after ResumeRead, or at once to the handler that a Start within Data
+	// has put in place. p is valid during the call only. A handler that
+	// consumes nothing of more than the limit loses the connection.
+	Data(p []byte) int
+	// EOF says that the peer closed its writing half. Writing is still
+	// possible; when both halves are closed the connection closes itself.
+	EOF()
+	// Drained says that, after Full answered true, what waits has fallen
+	// to the low mark.
+	Drained()
+	// Closed is the last call and comes exactly once: at the end of the
+	// turn in which the connection closed for whatever reason. err is nil
+	// after Close and Reset, and where both sides ended in good order.
+	Closed(err error)
+}
+
+// What a Conn can be closed with, besides errors of the system and of TLS.
+var (
+	ErrConnectTimeout   = errors.New("connection not established within the connect timeout")
+	ErrHandshakeTimeout = errors.New("TLS handshake not done within its timeout")
+	ErrReadLimit        = errors.New("more unconsumed input than the connection's buffer limit")
+	ErrStopped          = errors.New("the worker has stopped")
+)
+
+const (
+	// DefaultLimit is Envoy's per_connection_buffer_limit_bytes.
+	DefaultLimit = 1 << 20
+	// DefaultConnectTimeout is Envoy's connect_timeout.
+	DefaultConnectTimeout = 5 * time.Second
+	// DefaultHandshakeTimeout bounds a TLS handshake.
+	DefaultHandshakeTimeout = 15 * time.Second
+
+	readsPerTurn = 4       // of one connection, each up to readSize
+	lingerBytes  = 4 << 20 // what CloseAfterFlush reads and drops at most
+	lingerTime   = time.Second
+)
+
+// Conn is a connection. Owned by its worker.
+type Conn struct {
+	w      *loop.Worker
+	e      *engine
+	h      Handler
+	fd     int // -1 when closed
+	token  loop.Token
+	id     uint64
+	next   *Conn // of the engine's list
+	prev   *Conn
+	remote netip.AddrPort
+	local  netip.AddrPort
+	peer   Address // what was dialed
+
+	out  buffer.Buffer // what the handler wrote and the socket, or TLS, did not take yet
+	kept buffer.Buffer // what the handler was given and did not consume
+	sec  *secure       // nil while plain
+
+	high, low     int
+	paused        int
+	lingered      int
+	read, written uint64
+	err           error // what Closed will get
+	werr          error // why output is dropped; input may still be worth reading
+	timer         loop.Timer
+	handshakeTime time.Duration
+
+	connecting bool // the TCP handshake is under way
+	open       bool // the handler's bytes flow, as opposed to connecting or handshaking
+	closed     bool
+	readable   bool // the socket may have more: edge-triggered, so remembered here
+	hup        bool // a short read is not the last one: EOF or an error is behind it
+	writable   bool
+	eofPending bool // EOF was read, the handler does not know yet
+	eof        bool // the handler knows
+	fresh      bool // kept must be presented though nothing arrived
+	pumping    bool
+	wantShut   bool // shut down the writing half when all is sent
+	shut       bool
+	lingering  bool // CloseAfterFlush: input is dropped
+	wasFull    bool
+	flushing   bool // TurnEnd is registered
+	turning    bool // Turn is registered
+}
+
+func newConn(w *loop.Worker) *Conn {
+	e := engineOf(w)
+	c := &Conn{w: w, e: e, fd: -1, id: e.nextID(), high: DefaultLimit, low: DefaultLimit / 2}
+	c.out.Init(w.Pool())
+	c.kept.Init(w.Pool())
+	c.timer.Init(c.timeout)
+	e.link(c)
+	return c
+}
+
+// ID is unique among the connections of all workers.
+func (c *Conn) ID() uint64 { return c.id }
+
+// Worker is the connection's owner.
+func (c *Conn) Worker() *loop.Worker { return c.w }
+
+// FD is the socket, -1 when closed; for socket options.
+func (c *Conn) FD() int { return c.fd }
+
+// RemoteAddr is the peer's address; the zero AddrPort for a Unix socket.
+func (c *Conn) RemoteAddr() netip.AddrPort { return c.remote }
+
+// SetRemoteAddr replaces the peer's address by the one that a proxy in front has told.
+func (c *Conn) SetRemoteAddr(a netip.AddrPort) { c.remote = a }
+
+// LocalAddr is the connection's own address; the zero AddrPort for a Unix socket.
+func (c *Conn) LocalAddr() netip.AddrPort { return c.local }
+
+// SetLocalAddr replaces it by the one that the client meant (PROXY protocol, original destination).
+func (c *Conn) SetLocalAddr(a netip.AddrPort) { c.local = a }
+
+// OriginalDst is where the connection was going before netfilter redirected it here.
+func (c *Conn) OriginalDst() (netip.AddrPort, error) { return OriginalDst(c.fd) }
+
+// BytesRead counts what was received, BytesWritten what was sent, by the handler's measure: without TLS.
+func (c *Conn) BytesRead() uint64    { return c.read }
+func (c *Conn) BytesWritten() uint64 { return c.written }
+
+// TLS is the state of the handshake, nil where the connection is plain or the handshake is not done.
+func (c *Conn) TLS() *tls.ConnectionState {
+	if c.sec == nil {
+		return nil
+	}
+	return c.sec.state
+}
+
+// Closing says that only Closed is still to come.
+func (c *Conn) Closing() bool { return c.closed || c.lingering }
+
+// SetLimit sets the high mark, and half of it as the low one: above it Full
+// is true, and unconsumed input closes the connection. 0 is DefaultLimit.
+func (c *Conn) SetLimit(n int) {
+	if n <= 0 {
+		n = DefaultLimit
+	}
+	c.SetMarks(n, n/2)
+}
+
+// SetMarks sets the high and low marks of the output apart.
+func (c *Conn) SetMarks(high, low int) { c.high, c.low = high, min(low, high) }
+
+// SetHandshakeTimeout is for the next StartTLSServer or StartTLSClient; 0 is DefaultHandshakeTimeout.
+func (c *Conn) SetHandshakeTimeout(d time.Duration) { c.handshakeTime = d }
+
+// Handler is the current one, nil before Start.
+func (c *Conn) Handler() Handler { return c.h }
+
+// Start gives an accepted connection its handler, or any connection another
+// one. Connected is called at once, unless a handshake is under way.
+func (c *Conn) Start(h Handler) {
+	if c.closed {
+		// Nobody else will tell it.
+		if c.h == nil {
+			c.h = h
+			c.w.AtTurnEnd((*finisher)(c))
+		}
+		return
+	}
+	c.h = h
+	c.fresh = true
+	if c.open {
+		h.Connected()
+	}
+	c.again()
+}
+
+// SetHandler replaces the handler without a call of Connected.
+func (c *Conn) SetHandler(h Handler) {
+	c.h = h
+	c.fresh = true
+	c.again()
+}
+
+// Buffer takes output; Flush must follow.
+func (c *Conn) Buffer() *buffer.Buffer { return &c.out }
+
+// Flush has what is in the Buffer sent at the end of this turn.
+func (c *Conn) Flush() {
+	if !c.flushing {
+		c.flushing = true
+		c.w.AtTurnEnd((*flusher)(c))
+	}
+}
+
+// Write appends p to the output of this turn.
+func (c *Conn) Write(p []byte) {
+	if c.closed || c.lingering || c.werr != nil {
+		return
+	}
+	c.out.Append(p)
+	c.Flush()
+}
+
+// Full says that more than the high mark waits to be sent; Drained will follow.
+func (c *Conn) Full() bool {
+	if c.pending() <= c.high || c.closed || c.werr != nil {
+		return false
+	}
+	c.wasFull = true
+	return true
+}
+
+func (c *Conn) pending() int {
+	n := c.out.Len()
+	if c.sec != nil {
+		n += c.sec.out.Len()
+	}
+	return n
+}
+
+// PauseRead stops reading, and with it Data, so that TCP pushes back on the
+// peer. Pauses nest. A peer that goes away with nothing left to read is
+// noticed all the same: EOF or Closed then come during a pause.
+func (c *Conn) PauseRead() { c.paused++ }
+
+// ResumeRead ends one PauseRead; after the last, what was kept is presented
+// and reading goes on, in the next turn.
+func (c *Conn) ResumeRead() {
+	if c.paused == 0 {
+		return
+	}
+	if c.paused--; c.paused == 0 {
+		c.fresh = true
+		c.again()
+	}
+}
+
+// CloseWrite closes the writing half when what waits is sent: close_notify where there is TLS, then FIN.
+func (c *Conn) CloseWrite() {
+	if !c.closed && !c.wantShut {
+		c.wantShut = true
+		c.Flush()
+	}
+}
+
+// Close closes at once. What was written in this turn is lost; see CloseAfterFlush.
+func (c *Conn) Close() {
+	if c.closed {
+		return
+	}
+	if c.sec != nil && c.open && c.writable && c.pending() == 0 && !c.shut {
+		c.sec.notify()
+	}
+	c.close(nil)
+}
+
+// Reset closes at once with a TCP RST, so that the peer cannot take the end for a good one.
+func (c *Conn) Reset() {
+	if c.closed {
+		return
+	}
+	if !c.peerIsUnix() {
+		// RST is what a zero linger time means.
+		_ = unix.SetsockoptLinger(c.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	}
+	c.close(nil)
+}
+
+func (c *Conn) peerIsUnix() bool { return !c.local.IsValid() && !c.remote.IsValid() }
+
+// CloseAfterFlush sends what waits, closes the writing half, and reads and
+// drops what the peer still sends until it closes too: closing a socket with
+// unread input makes the kernel send RST, which would destroy the last response
+// on its way. All of that within the timeout (0 is one second) and a bound on
+// the bytes; then the connection is closed in any case.
+func (c *Conn) CloseAfterFlush(timeout time.Duration) {
+	if c.closed || c.lingering {
+		return
+	}
+	if !c.open {
+		c.close(nil)
+		return
+	}
+	c.linger(nil, timeout)
+}
+
+func (c *Conn) linger(err error, timeout time.Duration) {
+	if timeout <= 0 {
+		timeout = lingerTime
+	}
+	c.lingering, c.wantShut, c.err = true, true, err
+	c.w.Schedule(&c.timer, timeout)
+	c.Flush()
+	c.again()
+}
+
+// close closes the socket and has Closed called at the end of the turn, when
+// nothing of this connection is on the stack or in the hands of its handler.
+func (c *Conn) close(err error) {
+	if c.closed {
+		return
+	}
+	c.closed = true
+	if err != nil {
+		c.err = err
+	}
+	c.timer.Stop()
+	if c.sec != nil {
+		c.sec.abort()
+	}
+	if c.fd >= 0 {
+		c.w.Forget(c.token)
+		unix.Close(c.fd)
+		c.fd = -1
+	}
+	c.w.AtTurnEnd((*finisher)(c))
+}
+
+// finisher is a Conn at the end of the turn in which it closed.
+type finisher Conn
+
+// TurnEnd gives back what the connection holds and tells the handler.
+func (f *finisher) TurnEnd() {
+	c := (*Conn)(f)
+	c.out.Release()
+	c.kept.Release()
+	if c.sec != nil {
+		c.sec.release()
+	}
+	c.e.unlink(c)
+	if h := c.h; h != nil {
+		c.h = closedHandler{}
+		h.Closed(c.err)
+	}
+}
+
+// closedHandler stands where the handler was: a connection that is closed calls nobody.
+type closedHandler struct{}
+
+func (closedHandler) Connected()        {}
+func (closedHandler) Data(p []byte) int { return len(p) }
+func (closedHandler) EOF()              {}
+func (closedHandler) Drained()          {}
+func (closedHandler) Closed(error)      {}
+
+// timeout is the one timer of a connection, whose phases come one after another.
+func (c *Conn) timeout() {
+	switch {
+	case c.lingering:
+		c.close(c.err)
+	case c.connecting:
+		c.close(ErrConnectTimeout)
+	default:
+		c.close(ErrHandshakeTimeout)
+	}
+}
+
+// established starts the flow of the handler's bytes.
+func (c *Conn) established() {
+	c.timer.Stop()
+	c.open = true
+	c.fresh = true
+	if c.pending() > 0 || c.wantShut {
+		c.Flush()
+	}
+	if c.h != nil {
+		c.h.Connected()
+	}
+}

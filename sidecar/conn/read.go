@@ -1,0 +1,299 @@
+package conn
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"sallyport/sidecar/loop"
+)
+
+// source is a Conn as the loop's Handler.
+type source Conn
+
+// Event notes what the socket can do; it is registered edge-triggered, so
+// what is not noted here never comes again.
+func (s *source) Event(ev loop.Events) {
+	c := (*Conn)(s)
+	if c.connecting {
+		if ev&(loop.Out|loop.Err|loop.Hup) == 0 {
+			return
+		}
+		if c.finishConnect(); c.closed {
+			return
+		}
+	}
+	if ev&(loop.Out|loop.Err|loop.Hup) != 0 && !c.writable {
+		c.writable = true
+		if c.pending() > 0 || c.wantShut {
+			c.Flush()
+		}
+	}
+	if ev&(loop.In|loop.RdHup|loop.Err|loop.Hup) != 0 {
+		c.readable = true
+	}
+	if ev&(loop.RdHup|loop.Err|loop.Hup) != 0 {
+		c.hup = true
+		c.probe()
+	}
+	c.pump()
+}
+
+// again has pump called in the next turn.
+func (c *Conn) again() {
+	if !c.turning && !c.closed {
+		c.turning = true
+		c.w.Again((*turner)(c))
+	}
+}
+
+type turner Conn
+
+func (t *turner) Turn() {
+	c := (*Conn)(t)
+	c.turning = false
+	c.pump()
+}
+
+// takesInput says that bytes have somewhere to go.
+func (c *Conn) takesInput() bool {
+	switch {
+	case c.closed || c.connecting:
+		return false
+	case c.lingering:
+		return true
+	case c.sec != nil && !c.open:
+		return !c.sec.stalled
+	}
+	return c.paused == 0 && c.open && c.h != nil
+}
+
+// pump moves input to the handler: first what waits here, in the order in
+// which it arrived, then what the socket has.
+func (c *Conn) pump() {
+	if c.pumping {
+		return
+	}
+	c.pumping = true
+	for reads := 0; c.takesInput(); {
+		switch {
+		case c.lingering && (c.eofPending || c.eof):
+			c.close(c.err)
+		case c.lingering:
+			if !c.readable {
+				goto done
+			}
+			if reads++; reads > readsPerTurn {
+				c.again()
+				goto done
+			}
+			c.discard()
+		case c.fresh && c.open:
+			c.fresh = false
+			if c.kept.Len() > 0 {
+				c.presentKept()
+			}
+		case c.sec != nil && c.open && c.sec.hasRecord():
+			c.sec.decryptRest()
+		case c.eofPending && c.open:
+			c.deliverEOF()
+		case !c.readable || c.eofPending || c.eof:
+			goto done
+		case reads == readsPerTurn:
+			c.again()
+			goto done
+		default:
+			reads++
+			c.readOnce()
+		}
+	}
+done:
+	c.pumping = false
+}
+
+// recv reads once; ok is false when there was nothing to hand on.
+func (c *Conn) recv(p []byte) (n int, ok bool) {
+	r, _, errno := syscall.RawSyscall(unix.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	switch {
+	case errno == unix.EAGAIN:
+		c.readable = false
+		return 0, false
+	case errno == unix.EINTR:
+		return 0, false // still readable: the caller comes again
+	case errno != 0:
+		c.readable = false
+		if c.lingering {
+			c.close(c.err)
+		} else if c.werr != nil {
+			c.close(c.werr)
+		} else {
+			c.close(fmt.Errorf("read: %w", errno))
+		}
+		return 0, false
+	case r == 0:
+		c.readable = false
+		c.eofPending = true
+		return 0, false
+	}
+	if int(r) < len(p) && !c.hup {
+		// All there was: more makes a new edge (epoll(7), question 9).
+		c.readable = false
+	}
+	return int(r), true
+}
+
+func (c *Conn) readOnce() {
+	p := c.e.scratch[:readSize]
+	if c.sec == nil {
+		if n, ok := c.recv(p); ok {
+			c.read += uint64(n)
+			c.present(p[:n])
+		}
+		return
+	}
+	if !c.open {
+		if n, ok := c.recv(p[:handshakeRead]); ok {
+			c.sec.feed(p[:n])
+		}
+		if c.eofPending {
+			c.eofPending, c.eof = false, true
+			c.sec.feedEOF()
+		}
+		return
+	}
+	// Behind the piece of a record that was left over by the last read.
+	m := copy(c.e.scratch, c.sec.rest.Bytes())
+	n, ok := c.recv(c.e.scratch[m : m+readSize])
+	if ok {
+		c.sec.rest.Release()
+		c.sec.decrypt(c.e.scratch[:m+n])
+	} else if c.eofPending && m > 0 && !c.closed {
+		c.close(fmt.Errorf("TLS: %w in the middle of a record", io.ErrUnexpectedEOF))
+	}
+}
+
+// discard is readOnce of a connection that lingers.
+func (c *Conn) discard() {
+	n, ok := c.recv(c.e.scratch[:readSize])
+	if !ok {
+		return
+	}
+	if c.lingered += n; c.lingered > lingerBytes {
+		c.close(c.err)
+	}
+}
+
+// present hands p to the handler and keeps what it does not consume.
+func (c *Conn) present(p []byte) {
+	if c.kept.Len() > 0 {
+		c.kept.Append(p)
+		c.presentKept()
+		return
+	}
+	for len(p) > 0 {
+		h, sec := c.h, c.sec
+		n := h.Data(p)
+		p = p[n:]
+		if c.closed || c.lingering {
+			return
+		}
+		if c.sec != sec {
+			// TLS began: the rest is its input.
+			c.sec.feed(p)
+			return
+		}
+		if n == 0 && len(p) > c.high && c.paused == 0 {
+			c.close(ErrReadLimit)
+			return
+		}
+		// A new handler gets the rest at once; the old one has seen it.
+		if c.h == h || c.paused > 0 {
+			break
+		}
+		c.fresh = false
+	}
+	c.kept.Append(p)
+}
+
+// presentKept is present for what waits in kept, whose memory must not move
+// while the handler looks at it: nothing else touches it during Data.
+func (c *Conn) presentKept() {
+	for c.kept.Len() > 0 {
+		h, sec := c.h, c.sec
+		n := h.Data(c.kept.Bytes())
+		if c.closed || c.lingering {
+			return
+		}
+		c.kept.Consume(n)
+		if c.sec != sec {
+			c.sec.feed(c.kept.Bytes())
+			c.kept.Release()
+			return
+		}
+		if n == 0 && c.kept.Len() > c.high && c.paused == 0 {
+			c.close(ErrReadLimit)
+			return
+		}
+		if c.h == h || c.paused > 0 {
+			return
+		}
+		c.fresh = false
+	}
+}
+
+func (c *Conn) deliverEOF() {
+	c.eofPending, c.eof = false, true
+	c.h.EOF()
+	switch {
+	case c.closed || c.lingering:
+	case c.werr != nil:
+		c.close(c.werr)
+	case c.shut:
+		c.close(nil)
+	}
+}
+
+// probe looks whether a peer that is gone left anything to read. If not, a
+// pause need not end for the handler to learn of it.
+func (c *Conn) probe() {
+	if c.closed || c.lingering || !c.open || c.h == nil {
+		return
+	}
+	if c.eof {
+		// The reading half ended before; only an error is news.
+		if err := socketError(c.fd); err != nil {
+			c.close(fmt.Errorf("connection: %w", err))
+		}
+		return
+	}
+	if c.paused == 0 || c.pumping || c.kept.Len() > 0 || c.sec != nil && c.sec.rest.Len() > 0 {
+		return
+	}
+	n, err := unix.IoctlGetInt(c.fd, unix.SIOCINQ)
+	if err != nil || n > 0 {
+		return
+	}
+	if c.recv(c.e.scratch[:1]); c.eofPending {
+		c.deliverEOF()
+	}
+}
+
+func socketError(fd int) error {
+	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil {
+		return err
+	}
+	if n != 0 {
+		return syscall.Errno(n)
+	}
+	return nil
+}
+
+// brokenPipe says that the peer does not take more; what it sent may still be there to read.
+func brokenPipe(err error) bool {
+	return errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET)
+}
