@@ -55,9 +55,14 @@ func (m *Message) Trailer(name string) string {
 	return t.Get(name)
 }
 
-// Status is the status code of a response, and 0 for anything else.
+// Status is the (final) status code of a response, and 0 for anything else.
 func (m *Message) Status() int {
-	text := m.Get(":status")
+	text := ""
+	for _, f := range m.Fields {
+		if f.Name == ":status" {
+			text = f.Value
+		}
+	}
 	if part := strings.SplitN(m.Start, " ", 3); text == "" && len(part) > 1 && strings.HasPrefix(part[0], "HTTP/") {
 		text = part[1]
 	}
