@@ -45,6 +45,7 @@ import (
 	_ "golang.org/x/net/http2"
 	_ "golang.org/x/net/http2/hpack"
 	_ "golang.org/x/net/http/httpguts"
+	_ "istio.io/api/security/v1alpha1"
 	_ "sigs.k8s.io/yaml"
 	_ "github.com/goccy/go-yaml"
 	_ "gopkg.in/yaml.v3"
