@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"sort"
@@ -36,6 +37,7 @@ func (b *Backend) H2C() *Backend {
 	server := &http.Server{
 		Protocols: &protocols, HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 1000},
 		Handler: http.HandlerFunc(b.http2), ReadHeaderTimeout: time.Minute,
+		ErrorLog: log.New(io.Discard, "", 0), // a proxy that is being tested may well send nonsense
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			if state == http.StateNew {
 				b.mu.Lock()

@@ -25,6 +25,7 @@ type ProxyBuilder struct {
 	env   []string
 
 	bootstrap string
+	file      string
 	values    map[string]string
 	addrs     map[string]string
 }
@@ -128,12 +129,15 @@ func (b *ProxyBuilder) write() string {
 		b.values[name], b.addrs[rest] = port, "127.0.0.1:"+port
 		return port
 	})
-	path := filepath.Join(b.t.TempDir(), "bootstrap.yaml")
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+	b.file = filepath.Join(b.t.TempDir(), "bootstrap.yaml")
+	if err := os.WriteFile(b.file, []byte(text), 0o600); err != nil {
 		b.t.Fatal(err)
 	}
-	return path
+	return b.file
 }
+
+// File is the path of the bootstrap that the last start wrote.
+func (b *ProxyBuilder) File() string { return b.file }
 
 // Proxy is a running sidecar, edge or Envoy.
 type Proxy struct {
