@@ -2,8 +2,8 @@
 // trust bundles, and keeps them fresh. Join gets them from the control plane's certificate service, Local from an
 // authority in the same process, WorkloadAPI from SPIRE or any other SPIFFE Workload API. All are one interface.
 //
-// Sources are safe for concurrent use. Reading one is an atomic load, but only at handshakes and configuration changes:
-// no request needs it. Renewal runs on a goroutine of the source's own.
+// Sources are safe for concurrent use. They are read at handshakes and configuration changes, on ordinary goroutines; no
+// request on a worker needs one. Renewal runs on a goroutine of the source's own.
 package source
 
 import (
