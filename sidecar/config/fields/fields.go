@@ -163,6 +163,7 @@ const (
 	// harmless fields have no effect here, and nobody need be told.
 	harmless
 	refused
+	warned
 )
 
 // Of returns the set of the fields of m that are implemented.
@@ -178,6 +179,9 @@ func (s *Set) Harmless(m proto.Message, names ...string) *Set { return s.put(m, 
 // Refuse adds fields without which the rest must not be used: those that
 // limit, deny or protect. All other fields only cause a warning.
 func (s *Set) Refuse(m proto.Message, names ...string) *Set { return s.put(m, refused, names) }
+
+// Warn adds fields that only cause a warning, for sets that are strict.
+func (s *Set) Warn(m proto.Message, names ...string) *Set { return s.put(m, warned, names) }
 
 // Strict refuses every field that is not named, also those that this
 // program's protos do not know: for messages that are all about security.
@@ -215,7 +219,7 @@ func Check(r *Report, path string, m proto.Message, s *Set) {
 		p := At(path, string(f.Name()))
 		switch t := s.fields[f.Name()]; {
 		case t == implemented || t == harmless:
-		case t == refused || s.strict || isExtension(f):
+		case t == refused || t != warned && (s.strict || isExtension(f)):
 			r.Errorf(p, "not implemented, and refused because the rest must not be used without it; remove the field")
 		default:
 			r.Warnf(p, "not implemented; the field has no effect")

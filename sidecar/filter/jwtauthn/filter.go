@@ -1,0 +1,202 @@
+// Package jwtauthn is envoy.filters.http.jwt_authn: a request must carry JSON
+// Web Tokens that its route's rule asks for. Keys come with the configuration
+// (local_jwks). Signatures are verified once for each token and then
+// remembered; the few algorithms that take long are verified on a goroutine
+// while the request pauses. Everything here fails closed.
+package jwtauthn
+
+import (
+	"runtime"
+	"strings"
+
+	"sallyport/sidecar/filter"
+	"sallyport/sidecar/message"
+	"sallyport/sidecar/route"
+	"sallyport/sidecar/stream"
+)
+
+// Filter is the compiled filter.
+type Filter struct {
+	name         string
+	rules        []rule
+	requirements map[string]*requirement // requirement_map
+	known        string                  // their names, for the message about a wrong one
+	bypass       bool                    // bypass_cors_preflight
+	strip        bool                    // strip_failure_response
+	// sanitize are the headers that only this filter may set.
+	sanitize []string
+
+	allowed, denied, bypassed filter.Counter
+	// verifying bounds the signatures that are verified off the workers at a time.
+	verifying chan struct{}
+}
+
+// rule is a compiled RequirementRule.
+type rule struct {
+	match route.Matcher
+	needs *requirement // nil: nothing
+}
+
+// override is a compiled PerRouteConfig.
+type override struct {
+	disabled bool
+	name     string
+}
+
+// pause is what a request that waits for a goroutine keeps in its slot.
+type pause struct{ over bool }
+
+// Name is the filter's name in the configuration.
+func (f *Filter) Name() string { return f.name }
+
+// RequestHead checks the request's tokens.
+func (f *Filter) RequestHead(s *stream.Stream, slot int, h *message.Head, _ bool) stream.Verdict {
+	for _, n := range f.sanitize {
+		h.Remove(n)
+	}
+	if f.bypass && isPreflight(h) {
+		f.bypassed.Inc()
+		return stream.Continue
+	}
+	need, wrong := f.requirement(s, h)
+	if wrong != "" {
+		f.denied.Inc()
+		s.Reply(403, "Failed JWT authentication: Wrong requirement_name: "+wrong+". It should be one of ["+f.known+"]", "jwt_authn_access_denied{wrong_requirement_name}", 0)
+		return stream.Replied
+	}
+	if need == nil {
+		f.allowed.Inc()
+		return stream.Continue
+	}
+	e := &evaluation{head: h, now: s.Now()}
+	st := need.evaluate(e)
+	if st != pending {
+		return f.finish(s, h, e, st)
+	}
+	p := &pause{}
+	*s.Slot(slot) = p
+	f.verifyLater(s, h, need, e.waiting, p)
+	return stream.Pause
+}
+
+// Done tells a goroutine that still verifies that nobody waits any more.
+func (f *Filter) Done(s *stream.Stream, slot int) {
+	if p, is := (*s.Slot(slot)).(*pause); is {
+		p.over = true
+	}
+}
+
+// requirement finds what the request needs; wrong is the name of a
+// requirement that the route asks for and that there is not.
+func (f *Filter) requirement(s *stream.Stream, h *message.Head) (need *requirement, wrong string) {
+	if o, _ := s.Override(f.name); o != nil {
+		if o, is := o.(*override); is {
+			if o.disabled {
+				return nil, ""
+			}
+			if need = f.requirements[o.name]; need == nil {
+				return nil, o.name
+			}
+			return need, ""
+		}
+	}
+	for i := range f.rules {
+		// Rules have no fractions, so no random number is needed.
+		if r := &f.rules[i]; r.match.Match(h, 0, route.MatchInfo{TLS: s.Conn.TLS != nil, ClientCert: s.Conn.Peer.Cert != nil, Validated: s.Conn.Peer.Cert != nil}) {
+			return r.needs, ""
+		}
+	}
+	return nil, ""
+}
+
+// verifyLater verifies signatures on a goroutine, and goes on with the
+// request on its worker.
+func (f *Filter) verifyLater(s *stream.Stream, h *message.Head, need *requirement, waiting []verdict, p *pause) {
+	w := s.Worker()
+	go func() {
+		f.verifying <- struct{}{}
+		for i := range waiting {
+			v := &waiting[i]
+			if v.status != pending {
+				continue // from an earlier round
+			}
+			if v.status = verify(v.provider.keys, v.token); v.status == ok {
+				v.provider.cache.put(v.token)
+			}
+		}
+		<-f.verifying
+		w.Post(func() {
+			if p.over {
+				return
+			}
+			e := &evaluation{head: h, now: s.Now(), verified: waiting}
+			st := need.evaluate(e)
+			if st == pending {
+				// With requires_all a second token may only now come up for verification.
+				f.verifyLater(s, h, need, append(waiting, e.waiting...), p)
+				return
+			}
+			if f.finish(s, h, e, st) == stream.Continue {
+				s.Resume()
+			}
+		})
+	}()
+}
+
+// finish lets the request go on or refuses it.
+func (f *Filter) finish(s *stream.Stream, h *message.Head, e *evaluation, st status) stream.Verdict {
+	if st == ok {
+		f.allowed.Inc()
+		reroute := false
+		for i := range e.accepted {
+			reroute = e.accepted[i].apply(s, h) || reroute
+		}
+		if reroute {
+			s.Reroute()
+		}
+		return stream.Continue
+	}
+	f.denied.Inc()
+	code := 401
+	if st == audienceNotAllowed {
+		code = 403
+	}
+	body := texts[st]
+	challenge := `Bearer realm="` + originalURI(h) + `"`
+	if st != missing {
+		challenge += `, error="invalid_token"`
+	}
+	if f.strip {
+		body, challenge = "", "Bearer"
+	}
+	s.Reply(code, body, details[st], 0, route.HeaderValue{Name: "www-authenticate", Value: challenge})
+	return stream.Replied
+}
+
+// maxURI bounds the URI in a challenge.
+const maxURI = 256
+
+// originalURI is what the client asked for, for the realm (RFC 6750 §3),
+// without what would end the quoted string it stands in.
+func originalURI(h *message.Head) string {
+	path := h.Get(message.XEnvoyOriginalPath)
+	if path == nil {
+		path = h.Get(message.Path)
+	}
+	if len(path) > maxURI {
+		path = path[:maxURI]
+	}
+	u := string(h.Get(message.Scheme)) + "://" + string(h.Get(message.Authority)) + string(path)
+	if strings.ContainsAny(u, `"\`) {
+		u = strings.NewReplacer(`"`, "%22", `\`, "%5C").Replace(u)
+	}
+	return u
+}
+
+// isPreflight says whether the request is a CORS preflight (Fetch §4.8).
+func isPreflight(h *message.Head) bool {
+	return h.Is(message.Method, "OPTIONS") && len(h.Get(message.Origin)) > 0 && len(h.Get(message.AccessControlRequestMethod)) > 0
+}
+
+// verifiers is how many signatures a filter verifies off the workers at a time.
+func verifiers() int { return max(1, runtime.GOMAXPROCS(0)/2) }
