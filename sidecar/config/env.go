@@ -12,13 +12,11 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 
-	"sallyport/sidecar/listener"
+	"sallyport/sidecar/filter"
 	"sallyport/sidecar/metric"
 	"sallyport/sidecar/route"
+	"sallyport/sidecar/secret"
 	"sallyport/sidecar/stream"
-	"sallyport/sidecar/upstream"
-
-	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 )
 
 // Env is what the compilers need of the running process. Every function is
@@ -35,23 +33,10 @@ type Env struct {
 	AccessLog    func(*accesslogv3.AccessLog) (stream.AccessLog, error)
 	Tracer       func(*hcmv3.HttpConnectionManager_Tracing) (stream.Tracer, error)
 	HeaderFormat func(format string) (route.Formatter, error)
-	// Secure compiles TLS contexts (package secret).
-	Secure Secure
+	// Secrets compiles TLS contexts and holds what they need.
+	Secrets *secret.Store
 	// Metrics is for filters that count by themselves; nil where nothing counts.
 	Metrics *metric.Registry
+	// Memory keeps what filters must not lose at an update; nil where nothing is kept.
+	Memory *filter.Memory
 }
-
-// Secure makes TLS of Envoy's contexts; *secret.Store is one.
-type Secure interface {
-	Server(*tlsv3.DownstreamTlsContext) (listener.ServerTLS, error)
-	Client(*tlsv3.UpstreamTlsContext) (upstream.ClientTLS, error)
-}
-
-// Warning says that a field is set and not implemented. Path is the field's,
-// from the resource down: "filter_chains[0].name".
-type Warning struct {
-	Path string
-	Text string
-}
-
-func (w Warning) String() string { return w.Path + ": " + w.Text }
