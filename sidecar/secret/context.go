@@ -64,10 +64,11 @@ type Client struct {
 	hostSNI, needSAN bool
 }
 
-// AutoSNI are a cluster's upstream_http_protocol_options.
-type AutoSNI struct {
-	SNI bool // auto_sni: the server's name is the host that is asked for
-	SAN bool // auto_san_validation: and its certificate must be for that
+// ClientOptions are what a cluster adds to its context.
+type ClientOptions struct {
+	AutoSNI bool     // auto_sni: the server's name is the host that is asked for
+	AutoSAN bool     // auto_san_validation: and its certificate must be for that
+	ALPN    []string // offered where the context names none: what the cluster speaks
 }
 
 // Server compiles a DownstreamTlsContext, which stands at path. Nil where r got an error.
@@ -94,11 +95,14 @@ func (s *Store) Server(r *fields.Report, path string, m *tlsv3.DownstreamTlsCont
 }
 
 // Client compiles an UpstreamTlsContext, which stands at path. Nil where r got an error.
-func (s *Store) Client(r *fields.Report, path string, m *tlsv3.UpstreamTlsContext, auto AutoSNI) *Client {
+func (s *Store) Client(r *fields.Report, path string, m *tlsv3.UpstreamTlsContext, o ClientOptions) *Client {
 	n := r.Count()
 	fields.Check(r, path, m, clientFields)
-	c := &Client{sni: m.GetSni(), hostSNI: m.GetAutoHostSni() || auto.SNI, needSAN: m.GetAutoSniSanValidation() || auto.SAN}
+	c := &Client{sni: m.GetSni(), hostSNI: m.GetAutoHostSni() || o.AutoSNI, needSAN: m.GetAutoSniSanValidation() || o.AutoSAN}
 	c.init(s, r, fields.At(path, "common_tls_context"), m.GetCommonTlsContext(), false)
+	if len(c.template.NextProtos) == 0 {
+		c.template.NextProtos = o.ALPN
+	}
 	if !c.mayJudge() {
 		if c.needSAN {
 			r.Errorf(fields.At(path, "common_tls_context"), "the server's name is to be verified (auto_san_validation), but nothing says which authorities are trusted; add validation_context with trusted_ca")

@@ -146,19 +146,69 @@ func syntax(name string, err error) error {
 // Empty says that nothing is in the document.
 func (d *Document) Empty() bool { return d.root == nil }
 
-// Decode fills m, which should be empty, and checks it and all messages in its
-// Any fields against the rules that Envoy's protos carry. The error is an
-// *Error or Errors. Any fields hold messages that this binary knows; others are errors.
+// Decode fills m, which should be empty. Messages in its Any fields must be of
+// types that this binary knows, and are checked against the rules that
+// Envoy's protos carry; those of m itself are Check's, for m may still be
+// merged with another. The error is an *Error or Errors.
 func (d *Document) Decode(m proto.Message) error {
 	if d.root == nil {
 		return nil
 	}
 	w := &walk{doc: d}
 	w.message(d.root, m.ProtoReflect())
-	if len(w.errs) == 0 {
-		w.rules(m, nil)
-	}
 	return w.err()
+}
+
+// Check holds m, which was decoded from d, against the rules of its proto.
+func (d *Document) Check(m proto.Message) error {
+	w := &walk{doc: d}
+	w.rules(m, nil)
+	return w.err()
+}
+
+// Find returns the path of the first field below path that has that name and value.
+func (d *Document) Find(path, name, value string) (string, bool) {
+	if d.root == nil {
+		return "", false
+	}
+	at, n := split(path), d.root
+	for _, s := range at {
+		if n, _ = child(n, s); n == nil {
+			return "", false
+		}
+	}
+	budget := maxNodes
+	found, ok := find(n, at, name, value, &budget)
+	return join(found), ok
+}
+
+func find(n *yaml.Node, at []segment, name, value string, budget *int) ([]segment, bool) {
+	*budget--
+	if n = deref(n); n == nil || *budget < 0 || len(at) > maxDepth {
+		return nil, false
+	}
+	at = at[:len(at):len(at)]
+	switch n.Kind {
+	case yaml.SequenceNode:
+		for i, c := range n.Content {
+			if p, ok := find(c, append(at, segment{index: i}), name, value, budget); ok {
+				return p, true
+			}
+		}
+	case yaml.MappingNode:
+		pairs, _ := fields(n)
+		for i := 0; i+1 < len(pairs); i += 2 {
+			key := pairs[i].Value
+			next := append(at, segment{name: key})
+			if v := deref(pairs[i+1]); key == name && v != nil && v.Kind == yaml.ScalarNode && v.Value == value {
+				return next, true
+			}
+			if p, ok := find(pairs[i+1], next, name, value, budget); ok {
+				return p, true
+			}
+		}
+	}
+	return nil, false
 }
 
 // At is the position of the field with that path, or of the nearest enclosing one.

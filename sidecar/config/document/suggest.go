@@ -25,6 +25,9 @@ func nearest(name string, candidates []string) string {
 	return best
 }
 
+// DidYouMean is "; did you mean X?" where one of the candidates looks like name, or "".
+func DidYouMean(name string, candidates []string) string { return didYouMean(name, candidates) }
+
 func didYouMean(name string, candidates []string) string {
 	if n := nearest(name, candidates); n != "" {
 		return "; did you mean " + n + "?"
