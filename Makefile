@@ -14,6 +14,8 @@ RACE = $(if $(HAVE_CC),-race)
 CONSUL ?=
 FUZZTIME ?= 20s
 RUN ?=
+# What is run a second time against a binary with the race detector.
+RACY := TestSameAnswersAsEnvoy|TestHTTP2Conformance
 
 .PHONY: help build check test lint unit integration bench demo fmt fuzz tools golden clean
 
@@ -43,6 +45,7 @@ unit: build ## unit tests, with the race detector where there is a C compiler
 integration: build tools ## black-box tests of the binary with real Envoy, Consul, h2spec (RUN=regexp for some)
 	$(if $(RUN),,$(GO) test ./integration/harness)
 	cd integration && $(GO) test -count=1 -timeout 25m $(if $(RUN),-run '$(RUN)')
+	$(if $(RUN),,$(if $(HAVE_CC),cd integration && SALLYPORT_RACE=1 $(GO) test -count=1 -timeout 10m -run '$(RACY)'))
 
 bench: ## benchmarks of the codecs, balancers and the data path, with allocations
 	$(GO) test -run '^$$' -bench . -benchmem $(UNIT)

@@ -180,3 +180,33 @@ func TestCollectorReceives(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// TestACrashFailsItsTest runs a test of its own, whose failure it expects.
+func TestACrashFailsItsTest(t *testing.T) {
+	for said, fails := range map[string]bool{"panic: oh": true, "WARNING: DATA RACE": true, "do not panic: all is well": false} {
+		inner := &recorder{TB: t}
+		Command{Name: "shell", Path: "/bin/sh", Args: []string{"-c", "echo '" + said + "'"}}.Start(inner).WaitExit(5 * time.Second)
+		inner.end()
+		if (inner.failures > 0) != fails {
+			t.Errorf("%q: %d failures", said, inner.failures)
+		}
+	}
+}
+
+// recorder is a test that may fail without failing the one it stands in.
+type recorder struct {
+	testing.TB
+	cleanups []func()
+	failures int
+}
+
+func (r *recorder) Cleanup(f func())      { r.cleanups = append(r.cleanups, f) }
+func (r *recorder) Errorf(string, ...any) { r.failures++ }
+func (r *recorder) Logf(string, ...any)   {}
+func (r *recorder) Failed() bool          { return r.failures > 0 }
+
+func (r *recorder) end() {
+	for _, f := range r.cleanups {
+		f()
+	}
+}

@@ -67,6 +67,11 @@ func (c Command) Start(t testing.TB) *Process {
 	t.Cleanup(func() {
 		p.kill()
 		<-p.exited
+		for _, crash := range []string{"WARNING: DATA RACE", "\npanic: ", "\nfatal error: "} {
+			if strings.Contains("\n"+p.log.String(), crash) {
+				t.Errorf("%s: %s", c.Name, strings.TrimSpace(crash))
+			}
+		}
 		if t.Failed() {
 			t.Logf("---- %s: %q\n%s---- end of %s", c.Name, p.cmd.Args, indent(p.log.String()), c.Name)
 		}

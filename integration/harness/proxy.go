@@ -184,6 +184,12 @@ func (p *Proxy) WaitReady() {
 	})
 }
 
+// Ready says whether /ready answers 200 now.
+func (p *Proxy) Ready() bool {
+	code, _, err := p.admin("/ready")
+	return err == nil && code == http.StatusOK
+}
+
 // Addr is where the listener ${listen.NAME} is.
 func (p *Proxy) Addr(name string) string {
 	p.t.Helper()
