@@ -316,3 +316,9 @@ func (l *Listener) resume() {
 		l.w.Schedule(&l.pause, acceptPause)
 	}
 }
+
+// CloseFD closes a socket of ListenFD that no Listener was made of.
+func CloseFD(fd int) {
+	// Nothing is owed on an error: the descriptor is gone either way.
+	_ = unix.Close(fd)
+}

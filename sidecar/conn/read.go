@@ -82,7 +82,12 @@ func (c *Conn) pump() {
 	for reads := 0; c.takesInput(); {
 		switch {
 		case c.lingering && (c.eofPending || c.eof):
-			c.close(c.err)
+			// The peer is done; what waits here still has to reach it.
+			c.eofPending, c.eof = false, true
+			if c.shut {
+				c.close(c.err)
+			}
+			goto done
 		case c.lingering:
 			if !c.readable {
 				goto done
@@ -171,8 +176,6 @@ func (c *Conn) readOnce() {
 	if ok {
 		c.sec.rest.Release()
 		c.sec.decrypt(c.e.scratch[:m+n])
-	} else if c.eofPending && m > 0 && !c.closed {
-		c.close(fmt.Errorf("TLS: %w in the middle of a record", io.ErrUnexpectedEOF))
 	}
 }
 
@@ -247,6 +250,10 @@ func (c *Conn) presentKept() {
 
 func (c *Conn) deliverEOF() {
 	c.eofPending, c.eof = false, true
+	if c.sec != nil && c.sec.truncated() {
+		c.close(fmt.Errorf("TLS: %w in the middle of a record", io.ErrUnexpectedEOF))
+		return
+	}
 	c.h.EOF()
 	switch {
 	case c.closed || c.lingering:

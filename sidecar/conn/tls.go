@@ -58,6 +58,7 @@ type secure struct {
 	more         bool // without raw: crypto/tls may hold a whole record
 	direct       bool // shim.Write may send
 	notified     bool // close_notify is on its way
+	ended        bool // the peer's close_notify was read
 	released     bool
 	sendErr      error
 }
@@ -150,11 +151,20 @@ func (s *secure) begin() {
 
 // hasRecord says that rest is worth decrypting.
 func (s *secure) hasRecord() bool {
+	if s.ended {
+		return false
+	}
 	if s.raw == nil {
 		return s.more || s.rest.Len() > 0
 	}
 	return wholeRecord(s.rest.Bytes())
 }
+
+// truncated says, at the end of the input, that part of a record is there. An
+// end between records is taken for a good one, though without close_notify it
+// may be an attacker's (RFC 8446 §6.1): many peers leave it out, and the
+// protocols above have their own framing.
+func (s *secure) truncated() bool { return !s.ended && s.rest.Len() > 0 }
 
 // wholeRecord says that b begins with a whole record, or with something that
 // is too long to be one, which crypto/tls will say.
@@ -203,7 +213,7 @@ func (s *secure) open() {
 	c := s.c
 	plain := c.e.plain
 	used := 0
-	for !c.closed && !c.lingering && c.paused == 0 && !c.eofPending {
+	for !c.closed && !c.lingering && c.paused == 0 && !s.ended {
 		if s.raw != nil && !wholeRecord(s.raw.Bytes()) {
 			break
 		}
@@ -221,7 +231,7 @@ func (s *secure) open() {
 			return
 		case errors.Is(err, io.EOF):
 			// close_notify: nothing valid can follow.
-			c.eofPending, c.readable = true, false
+			s.ended, c.eofPending, c.readable = true, true, false
 		default:
 			s.fail(err)
 		}

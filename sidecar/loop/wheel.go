@@ -51,8 +51,9 @@ func (w *Worker) Schedule(t *Timer, d time.Duration) {
 	if d < 0 {
 		d = 0
 	}
-	at := uint64(w.nowMono) + uint64(d)
-	w.wheel.add(t, (at+tick-1)/tick)
+	now := uint64(w.nowMono)
+	// Not in this turn, where a timer that schedules itself would fire again.
+	w.wheel.add(t, max((now+uint64(d)+tick-1)/tick, now/tick+1))
 }
 
 // wheel is a hierarchical timing wheel. A timer stands at the level of the

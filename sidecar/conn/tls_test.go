@@ -1,0 +1,545 @@
+package conn
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"sallyport/sidecar/loop"
+)
+
+// tlsEcho accepts TLS.
+func tlsEcho(cfg *tls.Config) func(*Conn) {
+	return func(c *Conn) {
+		c.StartTLSServer(cfg)
+		startEcho(c)
+	}
+}
+
+// halves cuts what crypto/tls writes at arbitrary points.
+type halves struct {
+	net.Conn
+	rnd *rand.Rand
+}
+
+func (h *halves) Write(p []byte) (int, error) {
+	total := 0
+	for len(p) > 0 {
+		n := 1 + h.rnd.IntN(len(p))
+		if h.rnd.IntN(3) == 0 {
+			n = min(n, 7)
+		}
+		m, err := h.Conn.Write(p[:n])
+		total += m
+		if err != nil {
+			return total, err
+		}
+		p = p[n:]
+	}
+	return total, nil
+}
+
+func tlsClient(t testing.TB, a Address, cfg *tls.Config) *tls.Conn {
+	t.Helper()
+	return tls.Client(&halves{Conn: dialNet(t, a), rnd: rand.New(rand.NewPCG(1, 2))}, cfg)
+}
+
+func TestTLSEcho(t *testing.T) {
+	ca := newAuthority(t)
+	bothInputs(t, func(t *testing.T) {
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			t.Run(tls.VersionName(version), func(t *testing.T) {
+				w := worker(t)
+				addr := listen(t, w, tlsEcho(ca.server(t)))
+				cfg := ca.client()
+				cfg.MinVersion, cfg.MaxVersion = version, version
+				cfg.DynamicRecordSizingDisabled = false
+				for _, size := range []int{0, 1, 1000, 16 << 10, 16<<10 + 1, 64 << 10, 3 << 20} {
+					roundTrip(t, tlsClient(t, addr, cfg), pattern(size), func() int { return 1 + rand.IntN(64<<10) })
+				}
+			})
+		}
+	})
+}
+
+// TestTLSOursToOurs has both sides on one worker, with pauses all the time.
+func TestTLSOursToOurs(t *testing.T) {
+	ca := newAuthority(t)
+	bothInputs(t, func(t *testing.T) {
+		w := worker(t)
+		addr := listen(t, w, tlsEcho(ca.server(t)))
+		const total = 5 << 20
+		s := newScript()
+		sent, got := 0, 0
+		want := pattern(total)
+		produce := func() {
+			for sent < total && !s.c.Full() {
+				n := min(1+rand.IntN(40000), total-sent)
+				s.c.Write(want[sent : sent+n])
+				sent += n
+			}
+			if sent == total {
+				s.c.CloseWrite()
+			}
+		}
+		s.connected = func() {
+			if st := s.c.TLS(); st == nil || st.Version != tls.VersionTLS13 || st.NegotiatedProtocol != "echo" {
+				t.Errorf("state %+v", st)
+			}
+			produce()
+		}
+		s.drained = produce
+		var resume loop.Timer
+		resume.Init(func() { s.c.ResumeRead() })
+		s.data = func(p []byte) int {
+			n := 1 + rand.IntN(len(p))
+			if got+n > total || string(p[:n]) != string(want[got:got+n]) {
+				t.Errorf("wrong bytes at %d", got)
+				s.c.Reset()
+				return 0
+			}
+			got += n
+			s.c.PauseRead()
+			if rand.IntN(10) == 0 {
+				w.Schedule(&resume, time.Millisecond)
+			} else {
+				s.c.ResumeRead()
+			}
+			return n
+		}
+		on(w, func() {
+			s.c = Dial(w, addr, DialOptions{}, s)
+			s.c.StartTLSClient(ca.client())
+		})
+		if err := s.wait(t); err != nil || got != total {
+			t.Fatalf("closed with %v after %d of %d bytes", err, got, total)
+		}
+		if s.c.BytesRead() != total || s.c.BytesWritten() != total {
+			t.Errorf("BytesRead %d, BytesWritten %d", s.c.BytesRead(), s.c.BytesWritten())
+		}
+	})
+}
+
+func TestMutualTLS(t *testing.T) {
+	ca, other := newAuthority(t), newAuthority(t)
+	w := worker(t)
+	cfg := ca.server(t)
+	cfg.ClientAuth = tls.RequireAndVerifyClientCert
+	var names = make(chan string, 1)
+	addr := listen(t, w, func(c *Conn) {
+		e := newScript()
+		e.c = c
+		e.connected = func() { names <- c.TLS().PeerCertificates[0].Subject.CommonName }
+		e.data = func(p []byte) int { c.Write(p); return len(p) }
+		e.eof = func() { c.CloseAfterFlush(0) }
+		c.StartTLSServer(cfg)
+		c.Start(e)
+	})
+	t.Run("accepted", func(t *testing.T) {
+		client := ca.client()
+		client.Certificates = []tls.Certificate{ca.issue(t, "caller")}
+		roundTrip(t, tlsClient(t, addr, client), []byte("hello"), func() int { return 5 })
+		if name := <-names; name != "caller" {
+			t.Fatalf("the peer is %q", name)
+		}
+	})
+	for name, certs := range map[string][]tls.Certificate{"without a certificate": nil, "of another authority": {other.issue(t, "caller")}} {
+		t.Run(name, func(t *testing.T) {
+			client := ca.client()
+			client.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+				if certs == nil {
+					return new(tls.Certificate), nil
+				}
+				return &certs[0], nil
+			}
+			c := tlsClient(t, addr, client)
+			// In TLS 1.3 the client learns of it at the first read; the
+			// alert must arrive although its data is never read.
+			_, err := c.Write(make([]byte, 100000))
+			if err == nil {
+				_, err = c.Read(make([]byte, 1))
+			}
+			if err == nil || !strings.Contains(err.Error(), "tls:") {
+				t.Fatalf("the client got %v, want an alert", err)
+			}
+		})
+	}
+}
+
+func TestClientRefusesTheServer(t *testing.T) {
+	ca, other := newAuthority(t), newAuthority(t)
+	w := worker(t)
+	addr := listen(t, w, tlsEcho(ca.server(t)))
+	s := newScript()
+	s.connected = func() { t.Error("Connected") }
+	on(w, func() {
+		s.c = Dial(w, addr, DialOptions{}, s)
+		s.c.StartTLSClient(other.client())
+	})
+	var unknown *tls.CertificateVerificationError
+	if err := s.wait(t); !errors.As(err, &unknown) {
+		t.Fatalf("closed with %v", err)
+	}
+}
+
+func TestHandshakeTimeout(t *testing.T) {
+	ca := newAuthority(t)
+	w := worker(t)
+	hello := clientHelloBytes(t, ca.client())
+	for name, first := range map[string][]byte{"silent": nil, "half a ClientHello": hello[:len(hello)/2], "ClientHello alone": hello} {
+		t.Run(name, func(t *testing.T) {
+			s := newScript()
+			s.connected = func() { t.Error("Connected") }
+			addr := listen(t, w, func(c *Conn) {
+				s.c = c
+				c.SetHandshakeTimeout(50 * time.Millisecond)
+				c.StartTLSServer(ca.server(t))
+				c.Start(s)
+			})
+			_, _ = dialNet(t, addr).Write(first)
+			if err := s.wait(t); !errors.Is(err, ErrHandshakeTimeout) {
+				t.Fatalf("closed with %v", err)
+			}
+			for left := 1; left > 0; { // the goroutine ends too
+				on(w, func() { left = engineOf(w).handshaking })
+			}
+		})
+	}
+}
+
+// clientHelloBytes is what a client of crypto/tls sends first.
+func clientHelloBytes(t testing.TB, cfg *tls.Config) []byte {
+	t.Helper()
+	a, b := net.Pipe()
+	defer b.Close()
+	go func() {
+		_ = tls.Client(a, cfg).Handshake()
+		a.Close()
+	}()
+	p := make([]byte, 20000)
+	n, err := b.Read(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p[:n]
+}
+
+func TestGarbageInsteadOfTLS(t *testing.T) {
+	ca := newAuthority(t)
+	w := worker(t)
+	for name, garbage := range map[string]string{
+		"HTTP":             "GET / HTTP/1.1\r\nhost: a\r\n\r\n",
+		"oversized record": "\x16\x03\x01\xff\xff" + strings.Repeat("x", 70000),
+		"zeros":            strings.Repeat("\x00", 100),
+		"alert":            "\x15\x03\x01\x00\x02\x02\x28",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScript()
+			s.connected = func() { t.Error("Connected") }
+			addr := listen(t, w, func(c *Conn) { s.c = c; c.StartTLSServer(ca.server(t)); c.Start(s) })
+			c := dialNet(t, addr)
+			_, _ = io.WriteString(c, garbage)
+			_, _ = io.Copy(io.Discard, c)
+			c.Close()
+			if err := s.wait(t); err == nil || !strings.Contains(err.Error(), "TLS handshake") {
+				t.Fatalf("closed with %v", err)
+			}
+		})
+	}
+	t.Run("after the handshake", func(t *testing.T) {
+		bothInputs(t, func(t *testing.T) {
+			s := newScript()
+			s.data = func([]byte) int { t.Error("Data"); return 0 }
+			addr := listen(t, w, func(c *Conn) { s.c = c; c.StartTLSServer(ca.server(t)); c.Start(s) })
+			raw := dialNet(t, addr)
+			c := tls.Client(raw, ca.client())
+			if err := c.Handshake(); err != nil {
+				t.Fatal(err)
+			}
+			_, _ = raw.Write([]byte("\x17\x03\x03\x00\x20" + strings.Repeat("y", 32)))
+			if _, err := c.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "bad record MAC") {
+				t.Errorf("the client got %v", err)
+			}
+			if err := s.wait(t); err == nil || !strings.Contains(err.Error(), "bad record MAC") {
+				t.Fatalf("closed with %v", err)
+			}
+		})
+	})
+}
+
+func TestTruncatedRecordIsAnError(t *testing.T) {
+	ca := newAuthority(t)
+	w := worker(t)
+	s := newScript()
+	s.eof = func() { t.Error("EOF") }
+	addr := listen(t, w, func(c *Conn) { s.c = c; c.StartTLSServer(ca.server(t)); c.Start(s) })
+	raw := dialNet(t, addr)
+	if err := tls.Client(raw, ca.client()).Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = raw.Write([]byte("\x17\x03\x03\x00\x20yyy"))
+	raw.Close()
+	if err := s.wait(t); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Fatalf("closed with %v", err)
+	}
+}
+
+// TestPostHandshakeMessages: session tickets on the client's side of a Conn,
+// and a session that is resumed by one.
+func TestPostHandshakeMessages(t *testing.T) {
+	ca := newAuthority(t)
+	bothInputs(t, func(t *testing.T) {
+		w := worker(t)
+		addr := listen(t, w, tlsEcho(ca.server(t)))
+		cfg := ca.client()
+		cfg.ClientSessionCache = tls.NewLRUClientSessionCache(10)
+		for i := range 3 {
+			s := newScript()
+			s.connected = func() {
+				if got := s.c.TLS().DidResume; got != (i > 0) {
+					t.Errorf("connection %d: DidResume is %v", i, got)
+				}
+				s.c.Write([]byte("hello"))
+				s.c.CloseWrite()
+			}
+			got := ""
+			s.data = func(p []byte) int { got += string(p); return len(p) }
+			on(w, func() {
+				s.c = Dial(w, addr, DialOptions{}, s)
+				s.c.StartTLSClient(cfg)
+			})
+			if err := s.wait(t); err != nil || got != "hello" {
+				t.Fatalf("got %q, %v", got, err)
+			}
+		}
+	})
+}
+
+// TestSniffThenTLS: a first handler looks at the ClientHello, after a PROXY
+// header, consumes only the latter, and starts TLS with another handler.
+func TestSniffThenTLS(t *testing.T) {
+	ca := newAuthority(t)
+	w := worker(t)
+	cfg := ca.server(t)
+	names := make(chan string, 1)
+	addr := listen(t, w, func(c *Conn) {
+		s := &script{c: c}
+		header := true
+		s.data = func(p []byte) int {
+			used := 0
+			if header {
+				src, _, n, more, err := ParseProxyHeader(p)
+				if more || err != nil {
+					return 0
+				}
+				header, used = false, n
+				c.SetRemoteAddr(src)
+			}
+			hello, more, err := ParseClientHello(p[used:])
+			if err != nil {
+				t.Error(err)
+				c.Close()
+				return used
+			}
+			if !more {
+				names <- fmt.Sprint(c.RemoteAddr(), " ", hello.ServerName, " ", hello.ALPN)
+				c.StartTLSServer(cfg)
+				c.Start(&echo{c: c})
+			}
+			return used
+		}
+		c.Start(s)
+	})
+	raw := &halves{Conn: dialNet(t, addr), rnd: rand.New(rand.NewPCG(3, 4))}
+	_, _ = io.WriteString(raw, "PROXY TCP4 192.0.2.7 192.0.2.8 1234 443\r\n")
+	roundTrip(t, tls.Client(raw, ca.client()), pattern(100000), func() int { return 3000 })
+	if got, want := <-names, "192.0.2.7:1234 server.test [echo]"; got != want {
+		t.Fatalf("saw %q, want %q", got, want)
+	}
+}
+
+// TestPlainBytesBeforeTLS: what a client writes before StartTLSClient stays plain.
+func TestPlainBytesBeforeTLS(t *testing.T) {
+	ca := newAuthority(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	w := worker(t)
+	for _, where := range []string{"at once", "in Connected"} {
+		t.Run(where, func(t *testing.T) {
+			s := newScript()
+			begin := func() {
+				s.c.Write([]byte("plain"))
+				s.c.StartTLSClient(ca.client())
+			}
+			calls := 0
+			s.connected = func() {
+				if calls++; where == "in Connected" && calls == 1 {
+					begin()
+					return
+				}
+				s.c.Write([]byte("secret"))
+			}
+			s.eof = func() { s.c.Close() }
+			on(w, func() {
+				s.c = Dial(w, TCP(l.Addr().(*net.TCPAddr).AddrPort()), DialOptions{}, s)
+				if where == "at once" {
+					begin()
+				}
+			})
+			raw, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer raw.Close()
+			p := make([]byte, 5)
+			if _, err := io.ReadFull(raw, p); err != nil || string(p) != "plain" {
+				t.Fatalf("read %q, %v", p, err)
+			}
+			c := tls.Server(raw, ca.server(t))
+			p = make([]byte, 6)
+			if _, err := io.ReadFull(c, p); err != nil || string(p) != "secret" {
+				t.Fatalf("read %q, %v", p, err)
+			}
+			c.Close()
+			if err := s.wait(t); err != nil {
+				t.Fatalf("closed with %v", err)
+			}
+		})
+	}
+}
+
+// TestCloseNotify: the peer sees a good end in each of our ways to close.
+func TestCloseNotify(t *testing.T) {
+	ca := newAuthority(t)
+	w := worker(t)
+	for name, end := range map[string]func(*Conn){
+		"Close":           (*Conn).Close,
+		"CloseWrite":      (*Conn).CloseWrite,
+		"CloseAfterFlush": func(c *Conn) { c.CloseAfterFlush(0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			addr := listen(t, w, func(c *Conn) {
+				s := &script{c: c, connected: func() { end(c) }}
+				c.StartTLSServer(ca.server(t))
+				c.Start(s)
+			})
+			raw := dialNet(t, addr)
+			seen := &lastByte{Conn: raw}
+			c := tls.Client(seen, ca.client())
+			if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+				t.Fatalf("read %v", err)
+			}
+			if seen.eof {
+				t.Fatal("the end came by FIN, without close_notify")
+			}
+		})
+	}
+}
+
+// lastByte notes whether the transport's end was seen.
+type lastByte struct {
+	net.Conn
+	eof bool
+}
+
+func (l *lastByte) Read(p []byte) (int, error) {
+	n, err := l.Conn.Read(p)
+	l.eof = l.eof || err == io.EOF
+	return n, err
+}
+
+func TestManyHandshakesAtOnce(t *testing.T) {
+	ca := newAuthority(t)
+	w := worker(t)
+	addr := listen(t, w, tlsEcho(ca.server(t)))
+	const n = 100
+	scripts := make([]*script, n)
+	on(w, func() {
+		engineOf(w).handshaking += maxHandshakes - 10 // leaves ten places
+		for i := range scripts {
+			s := newScript()
+			scripts[i] = s
+			s.connected = func() { s.c.CloseWrite() }
+			s.c = Dial(w, addr, DialOptions{}, s)
+			s.c.StartTLSClient(ca.client())
+		}
+		// Some give up while they wait for a place.
+		for _, s := range scripts[50:60] {
+			s.c.Close()
+		}
+	})
+	// Half of the places may be taken by clients that wait for servers, which
+	// wait for places: let them have more.
+	on(w, func() {
+		e := engineOf(w)
+		for range maxHandshakes - 10 {
+			e.next()
+		}
+	})
+	for i, s := range scripts {
+		if err := s.wait(t); err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+	}
+	on(w, func() {
+		if e := engineOf(w); len(e.waiting) != 0 {
+			t.Errorf("%d are waiting", len(e.waiting))
+		}
+	})
+}
+
+func TestCloseDuringAHandshake(t *testing.T) {
+	ca := newAuthority(t)
+	w := worker(t)
+	addr := listen(t, w, tlsEcho(ca.server(t)))
+	for i := range 40 {
+		s := newScript()
+		var timer loop.Timer
+		timer.Init(func() { s.c.Close() })
+		on(w, func() {
+			s.c = Dial(w, addr, DialOptions{}, s)
+			s.c.StartTLSClient(ca.client())
+			w.Schedule(&timer, time.Duration(i%5)*time.Millisecond)
+		})
+		if err := s.wait(t); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for left := 1; left > 0; {
+		on(w, func() { left = engineOf(w).handshaking + Count(w) })
+	}
+}
+
+func TestRenegotiationAndDoubleTLSAreRefused(t *testing.T) {
+	ca := newAuthority(t)
+	w := worker(t)
+	addr := listen(t, w, tlsEcho(ca.server(t)))
+	s := newScript()
+	on(w, func() {
+		s.c = Dial(w, addr, DialOptions{}, s)
+		cfg := ca.client()
+		cfg.Renegotiation = tls.RenegotiateFreelyAsClient
+		s.c.StartTLSClient(cfg)
+	})
+	if err := s.wait(t); err == nil {
+		t.Error("renegotiation is allowed")
+	}
+	s = newScript()
+	on(w, func() {
+		s.c = Dial(w, addr, DialOptions{}, s)
+		s.c.StartTLSClient(ca.client())
+		s.c.StartTLSClient(ca.client())
+	})
+	if err := s.wait(t); err == nil {
+		t.Error("TLS in TLS is allowed")
+	}
+}
