@@ -254,20 +254,17 @@ type delta struct {
 }
 
 func (d *delta) subscribe(req *discoveryv3.DeltaDiscoveryRequest) error {
+	var initial map[string]string
 	if !d.started {
 		d.started = true
 		d.all = len(req.GetResourceNamesSubscribe()) == 0 // legacy wildcard, xDS "Wildcard subscription"
-		for name, version := range req.GetInitialResourceVersions() {
-			if len(d.known) < maxNames && slices.Contains(req.GetResourceNamesSubscribe(), name) {
-				d.known[name] = version
-			}
-		}
+		initial = req.GetInitialResourceVersions()        // what it has from an earlier stream
 	}
 	for _, name := range req.GetResourceNamesSubscribe() {
 		if name == wildcard {
 			d.all = true
-		} else if v, ok := d.known[name]; !ok || v == "-" {
-			d.known[name] = ""
+		} else {
+			d.known[name] = initial[name] // a second subscription is answered again, as xDS asks
 		}
 	}
 	for _, name := range req.GetResourceNamesUnsubscribe() {
