@@ -33,11 +33,11 @@ var (
 	redirectFields = fields.Of(&routev3.RedirectAction{}, "https_redirect", "scheme_redirect", "host_redirect", "port_redirect", "path_redirect",
 		"prefix_rewrite", "regex_rewrite", "response_code", "strip_query").
 		Refuse(&routev3.RedirectAction{}, "path_rewrite")
-	directFields     = fields.Of(&routev3.DirectResponseAction{}, "status", "body")
-	streamTimeFields = fields.Of(&routev3.RouteAction_MaxStreamDuration{}, "max_stream_duration", "grpc_timeout_header_max")
-	hashFields       = fields.Of(&routev3.RouteAction_HashPolicy{}, "header", "cookie", "connection_properties", "query_parameter", "terminal").Strict()
-	hashHeaderFields = fields.Of(&routev3.RouteAction_HashPolicy_Header{}, "header_name")
-	routeUpgradeFields    = fields.Of(&routev3.RouteAction_UpgradeConfig{}, "upgrade_type", "enabled").
+	directFields       = fields.Of(&routev3.DirectResponseAction{}, "status", "body")
+	streamTimeFields   = fields.Of(&routev3.RouteAction_MaxStreamDuration{}, "max_stream_duration", "grpc_timeout_header_max")
+	hashFields         = fields.Of(&routev3.RouteAction_HashPolicy{}, "header", "cookie", "connection_properties", "query_parameter", "terminal").Strict()
+	hashHeaderFields   = fields.Of(&routev3.RouteAction_HashPolicy_Header{}, "header_name")
+	routeUpgradeFields = fields.Of(&routev3.RouteAction_UpgradeConfig{}, "upgrade_type", "enabled").
 				Refuse(&routev3.RouteAction_UpgradeConfig{}, "connect_config")
 )
 

@@ -38,7 +38,7 @@ func (c *routeCompiler) removals(path, field string, names []string) (out []rout
 func (c *routeCompiler) additions(path, field string, list []*corev3.HeaderValueOption) (out []route.HeaderMutation) {
 	for i, o := range list {
 		p := fields.Index(path, field, i)
-		m := filter.Addition(c.report, p, o, c.env.HeaderFormat)
+		m := HeaderAddition(c.report, p, o, c.env.HeaderFormat)
 		c.mutable(p+".header.key", m.Name)
 		out = append(out, m)
 	}
@@ -103,13 +103,23 @@ func (c *routeCompiler) filterCompiler(path, name string) *filter.Compiler {
 	return &filter.Compiler{Report: c.report, Path: path, FilterName: name, Metrics: c.env.Metrics, Memory: c.env.Memory, Format: c.env.HeaderFormat}
 }
 
-// without is m with one field cleared, for fields that are reported by other words.
-func without[M proto.Message](m M, field protoreflect.Name) M {
-	f := m.ProtoReflect().Descriptor().Fields().ByName(field)
-	if !m.ProtoReflect().Has(f) {
-		return m
+// HeaderAddition compiles a HeaderValueOption that stands at path. A value with %COMMANDS% needs format.
+func HeaderAddition(r *report, path string, o *corev3.HeaderValueOption, format func(string) (route.Formatter, error)) route.HeaderMutation {
+	return filter.Addition(r, path, o, format)
+}
+
+// without is m with some fields cleared, for fields that are reported in other words.
+func without[M proto.Message](m M, names ...protoreflect.Name) M {
+	pm := m.ProtoReflect()
+	for _, n := range names {
+		f := pm.Descriptor().Fields().ByName(n)
+		if !pm.Has(f) {
+			continue
+		}
+		if pm == m.ProtoReflect() {
+			pm = proto.Clone(m).ProtoReflect()
+		}
+		pm.Clear(f)
 	}
-	c := proto.Clone(m).(M)
-	c.ProtoReflect().Clear(f)
-	return c
+	return pm.Interface().(M)
 }
