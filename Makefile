@@ -43,7 +43,7 @@ unit: build ## unit tests, with the race detector where there is a C compiler
 
 # Run inside the folder, so that go test shows the summary of what was not run. RUN=regexp picks tests.
 integration: build tools ## black-box tests of the binary with real Envoy, Consul, h2spec (RUN=regexp for some)
-	$(if $(RUN),,$(GO) test ./integration/harness)
+	$(if $(RUN),,cd integration/harness && $(GO) test -count=1)
 	cd integration && $(GO) test -count=1 -timeout 25m $(if $(RUN),-run '$(RUN)')
 	$(if $(RUN),,$(if $(HAVE_CC),cd integration && SALLYPORT_RACE=1 $(GO) test -count=1 -timeout 10m -run '$(RACY)'))
 

@@ -158,6 +158,9 @@ var varying = []string{"date", "server", "x-request-id", "x-envoy-upstream-servi
 // systemError is Envoy's wording of a failed connection, which ends in the operating system's.
 var systemError = regexp.MustCompile(`(?s)^(upstream connect error or disconnect/reset before headers\.).*`)
 
+// generated matches the value of a cookie that a proxy made.
+var generated = regexp.MustCompile(`"[0-9a-f]{16}"`)
+
 // left matches what is left of the route's 15 s by the time of a retry.
 var left = regexp.MustCompile(`^(14[0-9]{3}|15000)$`)
 
@@ -177,6 +180,8 @@ func masked(m harness.Message) string {
 			m.Fields[i].Value = "…"
 		case name == "x-envoy-expected-rq-timeout-ms" && left.MatchString(f.Value):
 			m.Fields[i].Value = "15000"
+		case name == "set-cookie":
+			m.Fields[i].Value = generated.ReplaceAllString(f.Value, `"…"`)
 		case name == "x-forwarded-for":
 			// Envoy puts this machine's own address where the client's is a loopback one.
 			before, _, several := lastCut(f.Value, ",")

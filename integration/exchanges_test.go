@@ -10,7 +10,7 @@ import (
 // exchanges are what Envoy and sallyport are compared by. Statuses are Envoy 1.40's.
 func exchanges(issuer *harness.Issuer) []exchange {
 	hour := time.Now().Add(time.Hour)
-	return slicesOf(routing(), routeActions(), failures(), filters(issuer, hour), bodies(), http1Forms(), refused(), http2())
+	return slicesOf(routing(), routeActions(), failures(), filters(issuer, hour), bodies(), http1Forms(), refused(), http2(), balancing(), strict())
 }
 
 func slicesOf(lists ...[]exchange) (all []exchange) {
@@ -284,5 +284,52 @@ func http2() []exchange {
 		{name: "HTTP/2, a space in the path", h2: req(harness.H2Request{Path: "/prefix x"}), want: 0},
 		{name: "HTTP/2, host beside authority", h2: req(harness.H2Request{Path: "/prefix", Fields: fields{{Name: "host", Value: "other.example"}}}), want: 200},
 		{name: "HTTP/2, Expect", h2: req(harness.H2Request{Method: "POST", Path: "/prefix", Body: "x", Fields: fields{{Name: "expect", Value: "100-continue"}}}), want: 200},
+	}
+}
+
+func balancing() []exchange {
+	return []exchange{
+		{name: "headers by format", raw: get("/format", "x-client: me"), want: 200},
+		{name: "a session cookie is made", raw: get("/sticky/x"), want: 200},
+		{name: "a session cookie is kept", raw: get("/sticky/x", "cookie: a=b; sticky=\"abc\""), want: 200},
+		{name: "a session cookie without an age", raw: get("/session"), want: 200},
+		{name: "a hash of a header", raw: get("/hashed", "x-user: alice"), want: 200},
+		{name: "an open circuit breaker is 503", raw: get("/broken"), want: 503},
+		{name: "an unhealthy endpoint gets nothing", raw: get("/halfhealthy/1") + get("/halfhealthy/2") + get("/halfhealthy/3"), n: 3, want: 200},
+		{name: "no endpoint healthy is 503", raw: get("/unhealthy"), want: 503},
+		{name: "no endpoint healthy, and panic", raw: get("/panic"), want: 200},
+		{name: "a try that takes too long", raw: get("/pertry"), replies: []string{harness.Silence, harness.OK("second")}, want: 200},
+		{name: "two tries that take too long", raw: get("/pertry"), replies: []string{harness.Silence, harness.Silence}, want: 504},
+		{name: "a status that is retried by number", raw: get("/retriable"), replies: []string{harness.Response(409, "a"), harness.OK("good")}, want: 200},
+		{name: "an upstream's early hints", raw: get("/prefix"), replies: []string{"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" + harness.OK("then")}, want: 200},
+		{name: "a gRPC status without content", h2: &harness.H2Request{Method: "POST", Path: "/pkg.Service/Call", Body: "\x00\x00\x00\x00\x00",
+			Fields: []harness.Field{{Name: "content-type", Value: "application/grpc"}, {Name: "te", Value: "trailers"}}},
+			replies: []string{"HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ngrpc-status: 5\r\ngrpc-message: gone\r\ncontent-length: 0\r\n\r\n"}, want: 200},
+	}
+}
+
+func strict() []exchange {
+	x := func(name, raw string, want int) exchange {
+		return exchange{name: "strict: " + name, listener: "strict", raw: raw, want: want}
+	}
+	return []exchange{
+		x("dots", get("/a/../b/./c?x=/../y"), 200),
+		x("dots that lead into what is closed", get("/a/../admin"), 403),
+		x("escaped dots", get("/a/%2e%2E/admin"), 403),
+		x("dots above the root", get("/../../admin"), 403),
+		x("slashes merge", get("//a///b//"), 200),
+		x("slashes before what is closed", get("//admin"), 403),
+		x("an escaped slash is a redirect", get("/a%2fb?q"), 307),
+		x("an escaped backslash is a redirect", get("/a%5Cb"), 307),
+		x("a backslash", get("/a\\..\\admin"), 403),
+		x("an escaped letter", get("/%61dmin"), 403),
+		x("an escape that is none", get("/a%zz"), 200),
+		x("an escaped NUL", get("/a%00"), 400),
+		x("a fragment", get("/a#b"), 400),
+		x("a host with a port", get("/a", "host: test.example:8080"), 200),
+		x("a header with an underscore", get("/a", "x_a: b"), 400),
+		x("headers over the listener's limit", get("/a", "x-a: "+strings.Repeat("a", 3000)), 431),
+		x("headers over the listener's count", get("/a", many(21)...), 431),
+		x("as many headers as are allowed", get("/a", many(10)...), 200),
 	}
 }

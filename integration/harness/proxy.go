@@ -108,6 +108,34 @@ func (b *ProxyBuilder) ControlPlane(addr, token string) *ProxyBuilder {
 	return b
 }
 
+// Service makes the sidecar that of a service in the mesh: the application is at port, other sidecars reach it at
+// proxy.Addr("mesh").
+func (b *ProxyBuilder) Service(name string, port int) *ProxyBuilder {
+	b.t.Helper()
+	b.name = name + "-sidecar"
+	return b.Args("--service", name, "--port", strconv.Itoa(port)).listen("mesh", "--listen").listen("admin", "--admin")
+}
+
+// Gateway makes the edge that of a gateway. Its listeners are where the gateway's policy says.
+func (b *ProxyBuilder) Gateway(name string) *ProxyBuilder {
+	b.t.Helper()
+	b.name = name + "-edge"
+	return b.Args("--gateway", name).listen("admin", "--admin")
+}
+
+// Upstream gives the application a service on a local port: proxy.Addr(service).
+func (b *ProxyBuilder) Upstream(service string) *ProxyBuilder {
+	b.t.Helper()
+	port := FreePort(b.t)
+	b.addrs[service] = fmt.Sprintf("127.0.0.1:%d", port)
+	return b.Args("--upstream", fmt.Sprintf("%s:%d", service, port))
+}
+
+func (b *ProxyBuilder) listen(name, flag string) *ProxyBuilder {
+	b.addrs[name] = FreeAddr(b.t)
+	return b.Args(flag, b.addrs[name])
+}
+
 var placeholder = regexp.MustCompile(`\$\{[a-z0-9_.-]+\}`)
 
 // write fills in the bootstrap and returns its path.
