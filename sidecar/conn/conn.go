@@ -99,6 +99,7 @@ type Conn struct {
 	werr          error // why output is dropped; input may still be worth reading
 	timer         loop.Timer
 	handshakeTime time.Duration
+	lingerFor     time.Duration
 
 	connecting bool // the TCP handshake is under way
 	open       bool // the handler's bytes flow, as opposed to connecting or handshaking
@@ -224,7 +225,7 @@ func (c *Conn) Flush() {
 
 // Write appends p to the output of this turn.
 func (c *Conn) Write(p []byte) {
-	if c.closed || c.lingering || c.werr != nil {
+	if c.closed || c.wantShut || c.werr != nil {
 		return
 	}
 	c.out.Append(p)
@@ -301,8 +302,9 @@ func (c *Conn) peerIsUnix() bool { return !c.local.IsValid() && !c.remote.IsVali
 // CloseAfterFlush sends what waits, closes the writing half, and reads and
 // drops what the peer still sends until it closes too: closing a socket with
 // unread input makes the kernel send RST, which would destroy the last response
-// on its way. All of that within the timeout (0 is one second) and a bound on
-// the bytes; then the connection is closed in any case.
+// on its way. The connection is closed in any case when nothing was sent for
+// the timeout (0 is one second), when the peer does not close within it after
+// that, or when it sends too much.
 func (c *Conn) CloseAfterFlush(timeout time.Duration) {
 	if c.closed || c.lingering {
 		return
@@ -318,7 +320,7 @@ func (c *Conn) linger(err error, timeout time.Duration) {
 	if timeout <= 0 {
 		timeout = lingerTime
 	}
-	c.lingering, c.wantShut, c.err = true, true, err
+	c.lingering, c.wantShut, c.err, c.lingerFor = true, true, err, timeout
 	c.w.Schedule(&c.timer, timeout)
 	c.Flush()
 	c.again()

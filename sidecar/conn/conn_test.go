@@ -701,3 +701,51 @@ func TestWriteThrough(t *testing.T) {
 		t.Fatalf("BytesWritten is %d", n)
 	}
 }
+
+// TestSlowReaderGetsTheLastResponse: the timeout of CloseAfterFlush is for
+// progress, not for the whole.
+func TestSlowReaderGetsTheLastResponse(t *testing.T) {
+	w := worker(t)
+	response := pattern(24 << 20) // more than the kernel's buffers take
+	s := newScript()
+	s.connected = func() {
+		s.c.Write(response)
+		s.c.CloseAfterFlush(250 * time.Millisecond)
+	}
+	addr := listen(t, w, func(c *Conn) { s.c = c; c.Start(s) })
+	c := dialNet(t, addr)
+	var got []byte
+	buf := make([]byte, 1<<20)
+	for {
+		n, err := io.ReadFull(c, buf)
+		got = append(got, buf[:n]...)
+		if err != nil {
+			break
+		}
+		<-time.After(25 * time.Millisecond) // the reader's slowness, 600 ms in all
+	}
+	if !bytes.Equal(got, response) {
+		t.Fatalf("got %d of %d bytes", len(got), len(response))
+	}
+	c.Close()
+	_ = s.wait(t)
+}
+
+func TestOriginalDstWithoutARedirect(t *testing.T) {
+	w := worker(t)
+	result := make(chan error, 1)
+	addr := listen(t, w, func(c *Conn) {
+		_, err := c.OriginalDst()
+		result <- err
+		c.Close()
+	})
+	c := dialNet(t, addr)
+	// With connection tracking the answer is the address itself, without an error.
+	if err := <-result; err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOPROTOOPT) {
+		t.Fatal(err)
+	}
+	c.Close()
+	if _, err := OriginalDst(-1); err == nil {
+		t.Fatal("no error for a bad descriptor")
+	}
+}

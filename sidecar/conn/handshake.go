@@ -249,6 +249,7 @@ func (s *secure) done(state *tls.ConnectionState, err error) {
 // client of TLS 1.3 may already send data.
 func (s *secure) refuse(h *handshake, err error) {
 	c := s.c
+	c.out.Release() // it would have been sent encrypted
 	if !h.client {
 		c.linger(err, 0)
 		return

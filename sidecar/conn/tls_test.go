@@ -543,3 +543,57 @@ func TestRenegotiationAndDoubleTLSAreRefused(t *testing.T) {
 		t.Error("TLS in TLS is allowed")
 	}
 }
+
+// TestWritingAfterTheEndIsDropped: a codec may write after CloseWrite without harm.
+func TestWritingAfterTheEndIsDropped(t *testing.T) {
+	ca := newAuthority(t)
+	w := worker(t)
+	for name, secure := range map[string]bool{"plain": false, "TLS": true} {
+		t.Run(name, func(t *testing.T) {
+			s := newScript()
+			s.connected = func() { s.c.Write([]byte("last")); s.c.CloseWrite() }
+			s.data = func(p []byte) int { s.c.Write([]byte("late")); s.c.WriteThrough([]byte("late")); return len(p) }
+			addr := listen(t, w, func(c *Conn) {
+				s.c = c
+				if secure {
+					c.StartTLSServer(ca.server(t))
+				}
+				c.Start(s)
+			})
+			var c net.Conn = dialNet(t, addr)
+			if secure {
+				c = tls.Client(c, ca.client())
+			}
+			got, err := io.ReadAll(c)
+			if err != nil || string(got) != "last" {
+				t.Fatalf("got %q, %v", got, err)
+			}
+			if _, err := c.Write([]byte("question")); err != nil {
+				t.Fatal(err)
+			}
+			c.Close()
+			if err := s.wait(t); err != nil {
+				t.Fatalf("closed with %v", err)
+			}
+		})
+	}
+}
+
+// TestFailedHandshakeEndsWithTheAlert: the server half-closes right behind
+// the alert, so the client need not wait for a timeout.
+func TestFailedHandshakeEndsWithTheAlert(t *testing.T) {
+	ca := newAuthority(t)
+	w := worker(t)
+	s := newScript()
+	addr := listen(t, w, func(c *Conn) { s.c = c; c.StartTLSServer(ca.server(t)); c.Start(s) })
+	raw := dialNet(t, addr)
+	_, _ = io.WriteString(raw, string(clientHelloBytes(t, &tls.Config{ServerName: "x", NextProtos: []string{"unknown"}})))
+	p, err := io.ReadAll(raw)
+	if err != nil || len(p) < 7 || p[0] != 21 {
+		t.Fatalf("got %x, %v, want an alert and the end", p, err)
+	}
+	raw.Close()
+	if err := s.wait(t); err == nil {
+		t.Fatal("closed without an error")
+	}
+}

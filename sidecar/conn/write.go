@@ -41,15 +41,15 @@ func (f *flusher) TurnEnd() {
 
 // flush sends what one turn, or several while the socket was full, has gathered.
 func (c *Conn) flush() {
-	if c.closed || c.werr != nil {
-		c.out.Release()
+	if c.closed || c.werr != nil || c.shut || c.sec != nil && c.sec.notified {
+		c.out.Release() // written after the end
+	}
+	if c.closed || c.connecting || c.werr != nil {
 		return
 	}
+	before := c.pending()
 	if c.lingering {
 		c.kept.Release()
-	}
-	if c.connecting {
-		return
 	}
 	if c.writable {
 		var err error
@@ -66,7 +66,11 @@ func (c *Conn) flush() {
 			return
 		}
 	}
-	if c.wantShut && !c.shut && c.open && c.pending() == 0 {
+	if c.lingering && c.pending() < before {
+		// A slow reader gets the last response whole as long as it reads.
+		c.w.Schedule(&c.timer, c.lingerFor)
+	}
+	if c.wantShut && !c.shut && (c.open || c.lingering) && c.pending() == 0 {
 		c.shutdown()
 	}
 	if c.wasFull && c.pending() <= c.low && !c.closed && !c.lingering {
@@ -121,7 +125,7 @@ func (c *Conn) writeFailed(err error) {
 // WriteThrough is Write for bulk data: where nothing waits, p goes to the
 // socket at once, without being copied first.
 func (c *Conn) WriteThrough(p []byte) {
-	if c.closed || c.lingering || c.werr != nil || len(p) == 0 {
+	if c.closed || c.wantShut || c.werr != nil || len(p) == 0 {
 		return
 	}
 	if !c.open || !c.writable || c.pending() > 0 {
@@ -129,7 +133,8 @@ func (c *Conn) WriteThrough(p []byte) {
 		return
 	}
 	if c.sec != nil {
-		if err := c.sec.write(p, true); err != nil {
+		whole := c.sec.wholeRecords || len(p) <= smallRecord || c.written > dynamicBytes
+		if err := c.sec.write(p, whole); err != nil {
 			// Not here: the caller may not expect a callback.
 			c.Flush()
 		}
