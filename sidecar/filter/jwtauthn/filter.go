@@ -46,6 +46,11 @@ type override struct {
 // pause is what a request that waits for a goroutine keeps in its slot.
 type pause struct{ over bool }
 
+// scratch is the key of the worker's evaluation, which all requests use in turn.
+type scratch struct{}
+
+func newEvaluation() any { return &evaluation{} }
+
 // Name is the filter's name in the configuration.
 func (f *Filter) Name() string { return f.name }
 
@@ -68,7 +73,8 @@ func (f *Filter) RequestHead(s *stream.Stream, slot int, h *message.Head, _ bool
 		f.allowed.Inc()
 		return stream.Continue
 	}
-	e := &evaluation{head: h, now: s.Now()}
+	e := s.Worker().Local(scratch{}, newEvaluation).(*evaluation)
+	e.begin(h, s.Now())
 	st := need.evaluate(e)
 	if st != pending {
 		return f.finish(s, h, e, st)

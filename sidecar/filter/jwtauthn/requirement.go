@@ -40,6 +40,12 @@ type evaluation struct {
 	found    []found // scratch
 }
 
+// begin makes e ready for a request. What waits belongs to a goroutine by
+// now, so it is not reused.
+func (e *evaluation) begin(h *message.Head, now time.Time) {
+	*e = evaluation{head: h, now: now, accepted: e.accepted[:0], found: e.found[:0]}
+}
+
 // verdict is whether a token's signature is good for a provider.
 type verdict struct {
 	provider *provider

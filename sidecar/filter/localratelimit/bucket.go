@@ -25,7 +25,8 @@ func newBucket(limit uint32, perFill uint32, fill time.Duration, now time.Time) 
 		b.interval = math.MaxInt64 / 4 / time.Duration(limit) // decades
 	}
 	b.burst = b.interval * time.Duration(limit)
-	b.empty.Store(-int64(b.burst))
+	// Long ago: full for any clock, also one that a worker read before this.
+	b.empty.Store(math.MinInt64 / 2)
 	return b
 }
 
