@@ -67,6 +67,9 @@ func New(p *Pool) *Buffer { return &Buffer{pool: p} }
 // Init prepares an embedded Buffer.
 func (b *Buffer) Init(p *Pool) { b.pool = p }
 
+// Pool is where the Buffer's memory comes from.
+func (b *Buffer) Pool() *Pool { return b.pool }
+
 // Len is the number of bytes waiting.
 func (b *Buffer) Len() int { return len(b.b) - b.off }
 

@@ -1,0 +1,370 @@
+package listener
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"net/netip"
+	"net/url"
+	"time"
+
+	"sallyport/sidecar/conn"
+	"sallyport/sidecar/loop"
+	"sallyport/sidecar/stream"
+)
+
+// phase of an accepted connection.
+type phase uint8
+
+const (
+	inspecting phase = iota // listener filters read the first bytes
+	handshaking
+	serving
+	closed
+)
+
+// connection is one accepted connection, from its first byte to its end.
+// Owned by its worker; it is the conn.Handler throughout and passes events on
+// to what its filter chain says.
+type connection struct {
+	stream.Connection
+	local *workerListener
+	conn  *conn.Conn
+	cfg   *Config
+	chain *Chain
+	phase phase
+	index int // in local.open
+
+	transport string // "tls" or "raw_buffer", as inspection found
+	alpn      []string
+	kept      int // bytes that inspection has looked at
+
+	proxied bool         // the PROXY header was read
+	handler conn.Handler // http or tcp once serving
+	timer   loop.Timer   // listener filters, then the chain's own limits
+	http    *httpServer
+	tcp     *tcpSession
+}
+
+func (l *workerListener) accept(c *conn.Conn) {
+	a := l.parent
+	cfg := a.cfg.Load()
+	if cfg.Connections > 0 && a.connections.Load() >= int64(cfg.Connections) {
+		a.stats.At(l.worker.ID()).Inc(statOverflow)
+		c.Reset()
+		return
+	}
+	a.connections.Add(1)
+	st := a.stats.At(l.worker.ID())
+	st.Inc(statTotal)
+	st.Add(statActive, 1)
+	c.SetLimit(cfg.BufferLimit)
+	k := &connection{local: l, conn: c, cfg: cfg, transport: "raw_buffer"}
+	k.Connection = stream.Connection{Worker: l.worker, ID: c.ID(), Remote: c.RemoteAddr(), Direct: c.RemoteAddr(), Local: c.LocalAddr(), Listener: cfg.Name}
+	k.timer.Init(k.inspectTimeout)
+	k.index = len(l.open)
+	l.open = append(l.open, k)
+	c.Start(k)
+}
+
+// Connected is called at once by Start, and again when a TLS handshake is done.
+func (k *connection) Connected() {
+	switch k.phase {
+	case inspecting:
+		if k.cfg.OriginalDst {
+			if dst, err := conn.OriginalDst(k.conn.FD()); err == nil {
+				k.OriginalDst = dst
+			}
+		}
+		if !k.cfg.Inspect && !k.cfg.ProxyHeader && !k.cfg.HTTPInspect {
+			k.choose()
+			return
+		}
+		if k.cfg.FilterTime > 0 {
+			k.Worker.Schedule(&k.timer, k.cfg.FilterTime)
+		}
+	case handshaking:
+		k.timer.Stop()
+		k.Connection.TLS = k.conn.TLS()
+		k.peer()
+		k.serve()
+	}
+}
+
+// Data passes on to whoever reads now. While a filter inspects, nothing is
+// consumed but a PROXY header.
+func (k *connection) Data(p []byte) int {
+	if k.phase == inspecting {
+		return k.inspect(p)
+	}
+	if k.handler == nil {
+		return len(p)
+	}
+	return k.handler.Data(p)
+}
+
+// maxInspect bounds what inspection waits for: a ClientHello fits in a record.
+const maxInspect = 16<<10 + 512
+
+func (k *connection) inspect(p []byte) int {
+	n := 0
+	if k.cfg.ProxyHeader && !k.proxied {
+		src, dst, used, more, err := conn.ParseProxyHeader(p)
+		switch {
+		case err != nil && k.cfg.ProxyOption:
+			// Not a PROXY header, and the listener takes connections without one.
+		case err != nil:
+			k.local.count(statProxyError)
+			k.conn.Reset()
+			return len(p)
+		case more && len(p) < maxInspect:
+			return 0
+		default:
+			if src.IsValid() {
+				k.Remote, k.Direct = src, src
+				k.Local = dst
+				k.conn.SetRemoteAddr(src)
+			}
+			n = used
+		}
+		k.proxied = true
+		p = p[n:]
+	}
+	if k.cfg.Inspect {
+		if len(p) == 0 {
+			return n
+		}
+		hello, more, err := conn.ParseClientHello(p)
+		if more && len(p) < maxInspect {
+			return n
+		}
+		if err == nil && !more {
+			k.transport, k.SNI, k.alpn = "tls", hello.ServerName, hello.ALPN
+		}
+	}
+	if k.cfg.HTTPInspect && k.transport == "raw_buffer" {
+		if more := k.inspectHTTP(p); more && len(p) < maxInspect {
+			return n
+		}
+	}
+	k.timer.Stop()
+	k.choose()
+	return n
+}
+
+// inspectHTTP finds the version of plaintext HTTP for matching by application protocol.
+func (k *connection) inspectHTTP(p []byte) (more bool) {
+	switch isPreface(p) {
+	case prefaceYes:
+		k.alpn = []string{"h2c"}
+		return false
+	case prefaceMaybe:
+		return true
+	}
+	for i, c := range p {
+		if c != '\n' {
+			continue
+		}
+		line := string(p[:i])
+		for version, name := range map[string]string{" HTTP/1.1\r": "http/1.1", " HTTP/1.0\r": "http/1.0"} {
+			if len(line) > len(version) && line[len(line)-len(version):] == version {
+				k.alpn = []string{name}
+			}
+		}
+		return false
+	}
+	return true
+}
+
+func (k *connection) inspectTimeout() {
+	if k.phase != inspecting {
+		return
+	}
+	k.local.count(statFilterTimeout)
+	if k.cfg.ContinueTime {
+		k.choose()
+		return
+	}
+	k.conn.Close()
+}
+
+// choose finds the filter chain and starts its transport socket.
+func (k *connection) choose() {
+	k.chain = k.cfg.match(k)
+	if k.chain == nil {
+		k.local.count(statNoChain)
+		k.conn.Close()
+		return
+	}
+	k.Chain = k.chain.Name
+	k.phase = handshaking
+	if k.chain.TLS == nil {
+		k.serve()
+		return
+	}
+	cfg, err := k.chain.TLS.ServerConfig()
+	if err != nil {
+		// No certificate, or an expired one: fail closed.
+		k.local.count(statTLSFail)
+		k.local.parent.server.limitedLog("TLS is not available; connection closed", "listener", k.cfg.Name, "chain", k.chain.Name, "error", err)
+		k.conn.Close()
+		return
+	}
+	k.conn.SetHandshakeTimeout(k.chain.Handshake)
+	k.conn.StartTLSServer(cfg)
+}
+
+// serve begins the chain's last filter, if the ones before it allow the connection.
+func (k *connection) serve() {
+	k.phase = serving
+	if !k.allowed() {
+		return
+	}
+	if k.chain.HTTP != nil {
+		k.http = newHTTPServer(k)
+		k.handler = k.http
+	} else {
+		k.tcp = newTCPSession(k)
+		k.handler = k.tcp
+	}
+	k.handler.Connected()
+}
+
+// allowed asks the network filters and closes the connection where one says no.
+func (k *connection) allowed() bool {
+	for _, f := range k.chain.Network {
+		if ok, detail := f.Allow(&k.Connection); !ok {
+			k.local.count(statDenied)
+			k.local.parent.server.limitedLog("connection denied", "listener", k.cfg.Name, "remote", k.Remote, "peer", k.Principal(), "detail", detail)
+			k.conn.Close()
+			return false
+		}
+	}
+	return true
+}
+
+// reconsider applies a new configuration of the listener to an open connection:
+// it goes on under the new version of its filter chain, if there is one, and
+// drains otherwise. A connection that a new policy forbids is closed.
+func (k *connection) reconsider(cfg *Config) {
+	if k.phase == closed {
+		return
+	}
+	k.cfg = cfg
+	if k.phase == inspecting {
+		return
+	}
+	next := cfg.same(k.chain)
+	if next == nil {
+		k.drain()
+		return
+	}
+	k.chain = next
+	if k.phase == serving {
+		k.allowed()
+	}
+}
+
+// drain ends the connection when what is under way on it is done.
+func (k *connection) drain() {
+	switch {
+	case k.http != nil:
+		k.http.drain()
+	case k.tcp != nil:
+		// A TCP connection is under way as long as it is open; it ends by itself, or at the end of the drain time.
+	default:
+		k.conn.Close()
+	}
+}
+
+// EOF passes on; a connection that ends before it is served is closed.
+func (k *connection) EOF() {
+	if k.handler == nil {
+		k.conn.Close()
+		return
+	}
+	k.handler.EOF()
+}
+
+// Drained passes on.
+func (k *connection) Drained() {
+	if k.handler != nil {
+		k.handler.Drained()
+	}
+}
+
+// Closed is the end, whatever its reason.
+func (k *connection) Closed(err error) {
+	if k.phase == closed {
+		return
+	}
+	st := k.local.parent.stats.At(k.Worker.ID())
+	if k.phase == handshaking && k.chain != nil && k.chain.TLS != nil {
+		st.Inc(statTLSFail)
+		k.local.parent.server.limitedLog("TLS handshake failed", "listener", k.cfg.Name, "remote", k.Remote, "error", err)
+	}
+	k.phase = closed
+	k.timer.Stop()
+	st.Add(statActive, -1)
+	st.Inc(statDestroy)
+	k.local.parent.connections.Add(-1)
+	k.local.remove(k)
+	if k.handler != nil {
+		k.handler.Closed(err)
+	}
+}
+
+// peer takes the client's certificate apart, once per connection.
+func (k *connection) peer() {
+	k.local.count(statHandshake)
+	st := k.Connection.TLS
+	if st == nil {
+		return
+	}
+	if k.SNI == "" {
+		k.SNI = st.ServerName
+	}
+	if len(st.PeerCertificates) == 0 {
+		return
+	}
+	leaf := st.PeerCertificates[0]
+	sum := sha256.Sum256(leaf.Raw)
+	p := stream.Peer{Cert: leaf, DNS: leaf.DNSNames, Subject: leaf.Subject.String(), Hash: hex.EncodeToString(sum[:])}
+	for _, u := range leaf.URIs {
+		p.URI = append(p.URI, u.String())
+	}
+	if named, ok := k.chain.TLS.(interface{ LocalURI() string }); ok {
+		p.LocalURI = named.LocalURI()
+	}
+	if m := k.chain.HTTP; m != nil && (m.CertDetails.Cert || m.CertDetails.Chain) {
+		p.PEM = encodeCerts(st.PeerCertificates[:1])
+		p.ChainPEM = encodeCerts(st.PeerCertificates)
+	}
+	k.Peer = p
+}
+
+// encodeCerts is the URL-encoded PEM of x-forwarded-client-cert.
+func encodeCerts(certs []*x509.Certificate) string {
+	var b []byte
+	for _, c := range certs {
+		b = append(b, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return url.PathEscape(string(b))
+}
+
+// drainTime is how long drained connections may go on at most.
+func (k *connection) drainTime() time.Duration {
+	if k.chain != nil && k.chain.HTTP != nil {
+		return k.chain.HTTP.Drain
+	}
+	return 0
+}
+
+// destination is where the client meant to go: the original destination, or the socket's own.
+func (k *connection) destination() netip.AddrPort {
+	if k.OriginalDst.IsValid() {
+		return k.OriginalDst
+	}
+	return k.Local
+}

@@ -1,0 +1,384 @@
+package listener
+
+import (
+	"errors"
+	"time"
+
+	"sallyport/sidecar/http1"
+	"sallyport/sidecar/http2"
+	"sallyport/sidecar/loop"
+	"sallyport/sidecar/message"
+	"sallyport/sidecar/metric"
+	"sallyport/sidecar/stream"
+)
+
+// httpServer is a connection under a connection manager: it feeds the codec,
+// makes a stream for each request, and ends the connection in order. Owned by
+// the connection's worker.
+type httpServer struct {
+	k        *connection
+	h1       *http1.ServerConn
+	h2       *http2.Conn
+	stats    *metric.Block
+	active   int
+	served   uint32
+	draining bool
+	closing  bool
+	held     bool // reading is paused until the codec goes on
+	http2    bool // the codec is HTTP/2
+	idle     loop.Timer
+	head     loop.Timer // request_headers_timeout
+	life     loop.Timer // max_connection_duration
+	grace    loop.Timer // drain_timeout: between the two GOAWAYs, and to the forced end
+	since    time.Time  // idle since
+}
+
+func newHTTPServer(k *connection) *httpServer {
+	h := &httpServer{k: k, stats: k.chain.HTTP.Stats.At(k.Worker.ID())}
+	h.idle.Init(h.idleTimeout)
+	h.head.Init(h.headTimeout)
+	h.life.Init(h.lifeTimeout)
+	h.grace.Init(h.graceOver)
+	return h
+}
+
+// Connected begins: the codec is chosen by ALPN, by configuration, or by the first bytes.
+func (h *httpServer) Connected() {
+	m := h.k.chain.HTTP
+	h.stats.Inc(stream.StatCxTotal)
+	h.stats.Add(stream.StatCxActive, 1)
+	if h.k.TLS != nil {
+		h.stats.Inc(stream.StatCxTLS)
+	}
+	h.since = h.k.Worker.Now()
+	if m.ConnectionIdle > 0 {
+		h.k.Worker.Schedule(&h.idle, m.ConnectionIdle)
+	}
+	if m.MaxConnection > 0 {
+		h.k.Worker.Schedule(&h.life, m.MaxConnection)
+	}
+	switch {
+	case m.Codec == stream.HTTP2 || m.Codec == stream.Auto && h.k.TLS != nil && h.k.TLS.NegotiatedProtocol == "h2":
+		h.start2()
+	case m.Codec == stream.HTTP1 || h.k.TLS != nil && h.k.TLS.NegotiatedProtocol == "http/1.1":
+		h.start1()
+	}
+}
+
+func (h *httpServer) start1() {
+	h.stats.Inc(stream.StatCxHTTP1)
+	h.h1 = http1.NewServer(h.k.conn, &h.k.chain.HTTP.HTTP1, (*acceptor1)(h))
+	if h.k.TLS != nil {
+		h.h1.Scheme = "https"
+	}
+	h.h1.OnMessageDone = h.unhold
+	h.h1.OnResume = h.unhold
+	h.h1.OnSendEOF = h.k.conn.CloseWrite
+}
+
+func (h *httpServer) start2() {
+	h.stats.Inc(stream.StatCxHTTP2)
+	h.http2 = true
+	h.h2 = http2.NewServer(h.k.conn, &h.k.chain.HTTP.HTTP2, (*acceptor2)(h))
+	h.h2.Start()
+}
+
+type prefaceState uint8
+
+const (
+	prefaceNo prefaceState = iota
+	prefaceMaybe
+	prefaceYes
+)
+
+// preface is HTTP/2's connection preface (RFC 9113 §3.4).
+const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+func isPreface(p []byte) prefaceState {
+	n := min(len(p), len(preface))
+	if string(p[:n]) != preface[:n] {
+		return prefaceNo
+	}
+	if n < len(preface) {
+		return prefaceMaybe
+	}
+	return prefaceYes
+}
+
+// Data feeds the codec.
+func (h *httpServer) Data(p []byte) int {
+	if h.closing {
+		return len(p)
+	}
+	if h.h1 == nil && h.h2 == nil {
+		switch isPreface(p) {
+		case prefaceYes:
+			h.start2()
+		case prefaceMaybe:
+			return 0
+		default:
+			h.start1()
+		}
+	}
+	if h.h2 != nil {
+		n, err := h.h2.Feed(p)
+		if err != nil && !h.closing {
+			h.stats.Inc(stream.StatCxProtocolError)
+			h.h2.Closed(message.ProtocolError)
+			h.end()
+			return len(p)
+		}
+		return n
+	}
+	return h.data1(p)
+}
+
+func (h *httpServer) data1(p []byte) int {
+	n := 0
+	for {
+		k, err := h.h1.Feed(p[n:])
+		n += k
+		if err != nil {
+			h.stats.Inc(stream.StatCxProtocolError)
+			status := 400
+			var e *http1.Error
+			if errors.As(err, &e) {
+				status = e.Status
+			}
+			h.refused(status)
+			h.h1.Refuse(status)
+		}
+		if h.h1.ShouldClose() {
+			h.end()
+			return len(p)
+		}
+		if n == len(p) || k == 0 {
+			break
+		}
+	}
+	if n < len(p) && h.h1.Blocked() {
+		if !h.held {
+			h.held = true
+			h.k.conn.PauseRead()
+		}
+	} else if n < len(p) && h.active == 0 && h.k.chain.HTTP.RequestHeaders > 0 && !h.head.Scheduled() {
+		h.k.Worker.Schedule(&h.head, h.k.chain.HTTP.RequestHeaders)
+	}
+	return n
+}
+
+// refused counts a request that the codec did not take.
+func (h *httpServer) refused(status int) {
+	h.stats.Inc(stream.StatRqTotal)
+	h.stats.Inc(stream.StatRq1xx + status/100 - 1)
+	h.stats.Inc(stream.StatRqInvalid)
+	if status == 431 || status == 413 {
+		h.stats.Inc(stream.StatRqTooLarge)
+	}
+}
+
+// unhold lets the codec have the bytes that it left; at the end of HTTP/1 it closes.
+func (h *httpServer) unhold() {
+	if h.closing {
+		return
+	}
+	if h.h1 != nil && h.h1.ShouldClose() {
+		h.end()
+		return
+	}
+	if h.held {
+		h.held = false
+		h.k.conn.ResumeRead()
+	}
+}
+
+// end sends what waits and closes.
+func (h *httpServer) end() {
+	if h.closing {
+		return
+	}
+	h.closing = true
+	if h.h1 != nil && h.h1.Aborted() {
+		h.k.conn.Reset()
+		return
+	}
+	d := time.Second
+	if m := h.k.chain.HTTP; m != nil && m.DelayedClose > 0 {
+		d = m.DelayedClose
+	}
+	h.k.conn.CloseAfterFlush(d)
+}
+
+// acceptor1 and acceptor2 make streams for the two codecs, whose NewStream
+// differs in the type of the way back.
+type (
+	acceptor1 httpServer
+	acceptor2 httpServer
+)
+
+// NewStream makes the stream of a request.
+func (a *acceptor1) NewStream(s *http1.ServerStream) message.Receiver {
+	p := stream.ProtocolHTTP11
+	if s.HTTP10() {
+		p = stream.ProtocolHTTP10
+	}
+	return (*httpServer)(a).newStream(s, p)
+}
+
+// NewStream makes the stream of a request.
+func (a *acceptor2) NewStream(s *http2.Stream) message.Receiver {
+	return (*httpServer)(a).newStream(s, stream.ProtocolHTTP2)
+}
+
+func (h *httpServer) newStream(down message.Sender, p stream.Protocol) message.Receiver {
+	h.active++
+	h.served++
+	h.head.Stop()
+	if limit := h.Manager().MaxRequests; limit > 0 && h.served >= limit {
+		h.drain()
+	}
+	return h.k.local.factory.New(h, &h.k.Connection, down, p)
+}
+
+// Manager is the connection manager in force.
+func (h *httpServer) Manager() *stream.Manager { return h.k.chain.HTTP }
+
+// Draining says that the connection ends.
+func (h *httpServer) Draining() bool { return h.draining }
+
+// StreamDone is a stream's word that it is over.
+func (h *httpServer) StreamDone(*stream.Stream) {
+	h.active--
+	if h.active == 0 {
+		h.since = h.k.Worker.Now()
+		if h.draining && h.h2 != nil && h.h2.Draining() && !h.grace.Scheduled() {
+			h.end()
+		}
+	}
+}
+
+// drain lets the connection end: HTTP/1 with the next response, HTTP/2 by
+// GOAWAY in two steps, so that a request on its way is not lost (RFC 9113 §6.8).
+func (h *httpServer) drain() {
+	if h.draining || h.closing {
+		return
+	}
+	h.draining = true
+	h.stats.Inc(stream.StatCxDrainClose)
+	switch {
+	case h.h2 != nil:
+		h.h2.GoAway(true)
+		h.k.Worker.Schedule(&h.grace, h.graceTime())
+	case h.h1 != nil:
+		h.h1.Drain()
+		if h.active == 0 {
+			// An idle connection may have a request on its way; it is
+			// given a moment, and gets "connection: close" with the answer.
+			h.k.Worker.Schedule(&h.grace, h.graceTime())
+		}
+	default:
+		h.end()
+	}
+}
+
+// graceTime is how long a peer has to notice that the connection drains: a
+// round trip, within the manager's drain_timeout.
+func (h *httpServer) graceTime() time.Duration {
+	return min(max(h.k.chain.HTTP.Drain, time.Millisecond), 250*time.Millisecond)
+}
+
+func (h *httpServer) graceOver() {
+	if h.closing {
+		return
+	}
+	if h.h2 != nil {
+		h.h2.GoAway(false)
+	}
+	if h.active == 0 {
+		h.end()
+	}
+}
+
+func (h *httpServer) idleTimeout() {
+	m := h.k.chain.HTTP
+	if h.closing || m.ConnectionIdle <= 0 {
+		return
+	}
+	left := m.ConnectionIdle
+	if h.active == 0 {
+		left -= h.k.Worker.Now().Sub(h.since)
+	}
+	if left > 0 {
+		h.k.Worker.Schedule(&h.idle, left)
+		return
+	}
+	h.stats.Inc(stream.StatCxIdleTimeout)
+	if h.h2 != nil {
+		h.h2.GoAway(false)
+	}
+	h.end()
+}
+
+// headTimeout ends a connection whose request head takes too long (slowloris).
+func (h *httpServer) headTimeout() {
+	if h.closing || h.active > 0 {
+		return
+	}
+	h.stats.Inc(stream.StatRqTimeout)
+	if h.h1 != nil {
+		h.refused(408)
+		h.h1.Refuse(408)
+	}
+	h.end()
+}
+
+func (h *httpServer) lifeTimeout() {
+	h.stats.Inc(stream.StatCxMaxDuration)
+	h.drain()
+}
+
+// EOF is the client's end of sending.
+func (h *httpServer) EOF() {
+	if h.closing {
+		return
+	}
+	switch {
+	case h.h1 != nil:
+		h.h1.EOF()
+		if h.h1.ShouldClose() {
+			h.end()
+		}
+	case h.h2 != nil:
+		h.h2.Closed(message.RemoteReset)
+		h.end()
+	default:
+		h.end()
+	}
+}
+
+// Drained lets the codec send what waits.
+func (h *httpServer) Drained() {
+	if h.h1 != nil {
+		h.h1.Writable()
+	} else if h.h2 != nil {
+		h.h2.Writable()
+	}
+}
+
+// Closed is the end of the connection.
+func (h *httpServer) Closed(error) {
+	h.closing = true
+	h.idle.Stop()
+	h.head.Stop()
+	h.life.Stop()
+	h.grace.Stop()
+	h.stats.Add(stream.StatCxActive, -1)
+	h.stats.Inc(stream.StatCxDestroy)
+	h.stats.Add(stream.StatCxRxBytes, int64(h.k.conn.BytesRead()))
+	h.stats.Add(stream.StatCxTxBytes, int64(h.k.conn.BytesWritten()))
+	if h.h1 != nil {
+		h.h1.Closed(message.ConnectionClosed)
+	} else if h.h2 != nil {
+		h.h2.Closed(message.ConnectionClosed)
+	}
+}

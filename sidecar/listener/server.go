@@ -1,0 +1,312 @@
+package listener
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sort"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"sallyport/sidecar/conn"
+	"sallyport/sidecar/loop"
+	"sallyport/sidecar/metric"
+	"sallyport/sidecar/stream"
+	"sallyport/sidecar/upstream"
+)
+
+// Indexes into the statistics of a listener; the names are Envoy's.
+const (
+	statTotal = iota
+	statActive
+	statDestroy
+	statOverflow
+	statNoChain
+	statFilterTimeout
+	statProxyError
+	statHandshake
+	statTLSFail
+	statDenied
+)
+
+var stats = metric.NewLayout(
+	metric.Desc{Name: "downstream_cx_total"},
+	metric.Desc{Name: "downstream_cx_active", Kind: metric.Gauge},
+	metric.Desc{Name: "downstream_cx_destroy"},
+	metric.Desc{Name: "downstream_cx_overflow"},
+	metric.Desc{Name: "no_filter_chain_match"},
+	metric.Desc{Name: "downstream_pre_cx_timeout"},
+	metric.Desc{Name: "proxy_proto_error"},
+	metric.Desc{Name: "ssl.handshake"},
+	metric.Desc{Name: "ssl.connection_error"},
+	metric.Desc{Name: "network_filter_denied"},
+)
+
+// Server holds all listeners of a process. Apply, Remove and Drain are called
+// from one goroutine.
+type Server struct {
+	workers   []*loop.Worker
+	factories []*stream.Factory
+	metrics   *metric.Registry
+	log       *slog.Logger
+	lastLog   atomic.Int64 // unix nanoseconds of the last rate-limited line
+	dropped   atomic.Int64
+
+	mu     sync.Mutex
+	active map[string]*active
+}
+
+// active is a listener with its sockets.
+type active struct {
+	server      *Server
+	cfg         atomic.Pointer[Config]
+	stats       *metric.Set
+	connections atomic.Int64
+	addresses   []conn.Address // as bound
+	locals      []*workerListener
+}
+
+// workerListener is one worker's part of a listener. Owned by the worker.
+type workerListener struct {
+	parent  *active
+	worker  *loop.Worker
+	factory *stream.Factory
+	sockets []*conn.Listener
+	open    []*connection
+	drained bool
+}
+
+// NewServer returns a server without listeners.
+func NewServer(workers []*loop.Worker, clusters *upstream.Registry, metrics *metric.Registry, log *slog.Logger) *Server {
+	s := &Server{workers: workers, metrics: metrics, log: log, active: map[string]*active{}}
+	for _, w := range workers {
+		s.factories = append(s.factories, stream.NewFactory(w, clusters))
+	}
+	return s
+}
+
+// Apply adds a listener or updates one. An update whose sockets are the same is
+// in force on open connections with the next event of each worker; one with
+// other addresses opens the new sockets first and drains the old ones. An
+// error means that nothing changed.
+func (s *Server) Apply(cfg *Config) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.active[cfg.Name]
+	if old != nil && old.cfg.Load().Hash == cfg.Hash {
+		old.cfg.Store(cfg)
+		for _, l := range old.locals {
+			l.worker.Post(func() {
+				for _, k := range append([]*connection(nil), l.open...) {
+					k.reconsider(cfg)
+				}
+			})
+		}
+		return nil
+	}
+	a := &active{server: s, stats: s.metrics.Set("listener", cfg.StatPrefix, stats)}
+	a.cfg.Store(cfg)
+	for i, w := range s.workers {
+		a.locals = append(a.locals, &workerListener{parent: a, worker: w, factory: s.factories[i]})
+	}
+	fds, err := s.bind(a, cfg, old)
+	if err != nil {
+		return err
+	}
+	for i, l := range a.locals {
+		l.worker.Post(func() { l.listen(fds[i]) })
+	}
+	s.active[cfg.Name] = a
+	if old != nil {
+		old.close()
+	}
+	return nil
+}
+
+// bind opens a socket per address and worker. The first of each address is
+// opened without sharing, so that a port that another process has is an error
+// and not silently shared with it.
+func (s *Server) bind(a *active, cfg *Config, old *active) (fds [][]int, err error) {
+	fds = make([][]int, len(s.workers))
+	if !cfg.Bind {
+		a.addresses = cfg.Addresses
+		return fds, nil
+	}
+	defer func() {
+		if err != nil {
+			for _, list := range fds {
+				for _, fd := range list {
+					conn.CloseFD(fd)
+				}
+			}
+		}
+	}()
+	for _, addr := range cfg.Addresses {
+		opts := conn.ListenOptions{ReusePort: true, Backlog: cfg.Backlog, Transparent: cfg.Transparent, FreeBind: cfg.FreeBind}
+		if !s.holds(addr) && addr.Path == "" && addr.IP.Port() != 0 {
+			probe := opts
+			probe.ReusePort = false
+			fd, _, err := conn.ListenFD(addr, probe)
+			if err != nil {
+				return fds, bindError(cfg.Name, addr, err)
+			}
+			conn.CloseFD(fd)
+		}
+		bound := addr
+		for i := range s.workers {
+			if addr.Path != "" && i > 0 {
+				break // a Unix socket has one listening socket; the first worker accepts
+			}
+			fd, actual, err := conn.ListenFD(bound, opts)
+			if err != nil {
+				return fds, bindError(cfg.Name, addr, err)
+			}
+			bound = actual
+			fds[i] = append(fds[i], fd)
+		}
+		a.addresses = append(a.addresses, bound)
+	}
+	return fds, nil
+}
+
+// holds says whether a listener of this process has the address.
+func (s *Server) holds(addr conn.Address) bool {
+	for _, a := range s.active {
+		for _, b := range a.addresses {
+			if b == addr {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func bindError(name string, addr conn.Address, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("listener %q: %s is in use by another process; stop it or choose another port", name, addr)
+	}
+	return fmt.Errorf("listener %q: cannot listen on %s: %w", name, addr, err)
+}
+
+func (l *workerListener) listen(fds []int) {
+	for i, fd := range fds {
+		if l.drained {
+			conn.CloseFD(fd)
+			continue
+		}
+		sock, err := conn.NewListener(l.worker, fd, l.accept)
+		if err != nil {
+			l.parent.server.log.Error("listening socket could not be watched", "listener", l.parent.cfg.Load().Name, "error", err)
+			for _, fd := range fds[i:] {
+				conn.CloseFD(fd)
+			}
+			return
+		}
+		l.sockets = append(l.sockets, sock)
+	}
+}
+
+func (l *workerListener) count(i int) { l.parent.stats.At(l.worker.ID()).Inc(i) }
+
+func (l *workerListener) remove(k *connection) {
+	last := len(l.open) - 1
+	l.open[last].index = k.index
+	l.open[k.index] = l.open[last]
+	l.open[last] = nil
+	l.open = l.open[:last]
+}
+
+// Remove takes a listener away: its sockets close, its connections drain.
+func (s *Server) Remove(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.active[name]; a != nil {
+		delete(s.active, name)
+		a.close()
+	}
+}
+
+// close stops accepting and drains the connections.
+func (a *active) close() {
+	for _, l := range a.locals {
+		l.worker.Post(func() {
+			l.drained = true
+			for _, sock := range l.sockets {
+				sock.Close()
+			}
+			l.sockets = nil
+			for _, k := range append([]*connection(nil), l.open...) {
+				k.drain()
+			}
+		})
+	}
+}
+
+// Drain stops accepting on all listeners and lets connections end.
+func (s *Server) Drain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, a := range s.active {
+		delete(s.active, name)
+		a.close()
+	}
+}
+
+// Addresses lists what a listener is bound to, by name, for the admin page and for port 0.
+func (s *Server) Addresses() map[string][]conn.Address {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := make(map[string][]conn.Address, len(s.active))
+	for n, a := range s.active {
+		m[n] = a.addresses
+	}
+	return m
+}
+
+// Names lists the listeners.
+func (s *Server) Names() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var names []string
+	for n := range s.active {
+		names = append(names, n)
+	}
+	sort.Strings(names)
+	return names
+}
+
+// Open is the number of open connections.
+func (s *Server) Open() int64 {
+	n := int64(0)
+	for _, f := range s.metrics.Families() {
+		if f.Prefix == "listener" {
+			n += f.Set.Value(statActive)
+		}
+	}
+	return n
+}
+
+// limitedLog writes at most ten lines a second: what a peer can cause must not fill the log.
+func (s *Server) limitedLog(msg string, args ...any) {
+	now := time.Now().UnixNano()
+	last := s.lastLog.Load()
+	if now-last < int64(100*time.Millisecond) || !s.lastLog.CompareAndSwap(last, now) {
+		s.dropped.Add(1)
+		return
+	}
+	if d := s.dropped.Swap(0); d > 0 {
+		args = append(args, "left_out", d)
+	}
+	s.log.Warn(msg, args...)
+}
+
+// AddrOf is the first bound TCP address of a listener, for tests and messages.
+func (s *Server) AddrOf(name string) netip.AddrPort {
+	if a := s.Addresses()[name]; len(a) > 0 {
+		return a[0].IP
+	}
+	return netip.AddrPort{}
+}

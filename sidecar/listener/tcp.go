@@ -1,0 +1,297 @@
+package listener
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+
+	"sallyport/sidecar/loop"
+	"sallyport/sidecar/metric"
+	"sallyport/sidecar/route"
+	"sallyport/sidecar/stream"
+	"sallyport/sidecar/upstream"
+)
+
+// Indexes into the statistics of a TCP proxy; the names are Envoy's.
+const (
+	tcpTotal = iota
+	tcpNoRoute
+	tcpIdle
+	tcpMaxDuration
+	tcpRx
+	tcpTx
+)
+
+// TCPStats is the layout of a TCP proxy's statistics.
+var TCPStats = metric.NewLayout(
+	metric.Desc{Name: "downstream_cx_total"},
+	metric.Desc{Name: "downstream_cx_no_route"},
+	metric.Desc{Name: "idle_timeout"},
+	metric.Desc{Name: "max_downstream_connection_duration"},
+	metric.Desc{Name: "downstream_cx_rx_bytes_total"},
+	metric.Desc{Name: "downstream_cx_tx_bytes_total"},
+)
+
+// tcpSession is a connection under the TCP proxy: bytes of either side go to
+// the other, each side's end of sending is passed on, and a side that takes
+// nothing stops the other one's reading. Owned by the connection's worker.
+type tcpSession struct {
+	k        *connection
+	proxy    *TCPProxy
+	stats    *metric.Block
+	cluster  *upstream.Cluster
+	up       *upstream.RawClient
+	upReady  bool
+	upPaused bool // the client reads too slowly
+	kPaused  bool // the upstream does, or is not there yet
+	kEOF     bool // the client ended its sending
+	upEOF    bool
+	ended    bool
+	attempts uint32
+	active   time.Time
+	idle     loop.Timer
+	life     loop.Timer
+	record   *stream.Stream // for the access log
+}
+
+func newTCPSession(k *connection) *tcpSession {
+	t := &tcpSession{k: k, proxy: k.chain.TCP, stats: k.chain.TCP.Stats.At(k.Worker.ID())}
+	t.idle.Init(t.idleTimeout)
+	t.life.Init(t.lifeTimeout)
+	return t
+}
+
+// Connected chooses a cluster and a host, and connects to it; nothing is read
+// from the client until then.
+func (t *tcpSession) Connected() {
+	t.stats.Inc(tcpTotal)
+	w := t.k.Worker
+	t.active = w.Now()
+	if t.proxy.Idle > 0 {
+		w.Schedule(&t.idle, t.proxy.Idle)
+	}
+	if t.proxy.MaxDuration > 0 {
+		w.Schedule(&t.life, t.proxy.MaxDuration)
+	}
+	t.kPaused = true
+	t.k.conn.PauseRead()
+	if wc := t.choose(); wc != nil {
+		t.cluster = wc.Cluster.Ref.(*upstream.Ref).Cluster()
+	}
+	if len(t.proxy.AccessLogs) > 0 || len(t.k.cfg.AccessLogs) > 0 {
+		t.record = stream.Record(&t.k.Connection, t.active)
+	}
+	t.dial()
+}
+
+func (t *tcpSession) choose() *route.WeightedCluster {
+	if len(t.proxy.Clusters) == 1 {
+		return &t.proxy.Clusters[0]
+	}
+	at := rand.Uint32N(max(t.proxy.TotalWeight, 1))
+	for i := range t.proxy.Clusters {
+		if c := &t.proxy.Clusters[i]; at < c.Weight {
+			return c
+		} else {
+			at -= c.Weight
+		}
+	}
+	return nil
+}
+
+func (t *tcpSession) dial() {
+	if t.cluster == nil {
+		t.stats.Inc(tcpNoRoute)
+		t.finish(stream.FlagNC, "")
+		return
+	}
+	t.attempts++
+	pick := upstream.Pick{Worker: t.k.Worker.ID(), Original: t.k.OriginalDst}
+	if t.proxy.HashSource {
+		var b [46]byte
+		pick.Hash, pick.HasHash = xxhash.Sum64(t.k.Remote.Addr().AppendTo(b[:0])), true
+	}
+	host := t.cluster.Host(&pick)
+	if host == nil {
+		t.finish(stream.FlagUH, "")
+		return
+	}
+	if t.record != nil {
+		t.record.Cluster, t.record.Host = t.cluster.Config.Name, host
+		t.record.Attempts = t.attempts
+	}
+	t.up = host.DialTCP(t.k.Worker, (*tcpUpstream)(t))
+	if t.up == nil {
+		t.finish(stream.FlagUO, "")
+	}
+}
+
+// finish ends the session: both sides are closed, the log is written once.
+func (t *tcpSession) finish(flags stream.Flags, failure string) {
+	if t.ended {
+		return
+	}
+	t.ended = true
+	t.idle.Stop()
+	t.life.Stop()
+	if t.record != nil {
+		r := t.record
+		r.Flags |= flags
+		r.UpstreamFailure = failure
+		r.Received, r.Sent = t.k.conn.BytesRead(), t.k.conn.BytesWritten()
+		r.Duration = t.k.Worker.Now().Sub(r.Start)
+		for _, l := range t.proxy.AccessLogs {
+			l.Log(r)
+		}
+		for _, l := range t.k.cfg.AccessLogs {
+			l.Log(r)
+		}
+	}
+	if t.up != nil {
+		t.up.Conn.Close()
+	}
+	t.k.conn.CloseAfterFlush(time.Second)
+}
+
+// Data passes the client's bytes on.
+func (t *tcpSession) Data(p []byte) int {
+	if t.ended {
+		return len(p)
+	}
+	if !t.upReady {
+		return 0
+	}
+	t.active = t.k.Worker.Now()
+	t.up.Conn.Write(p)
+	if t.up.Conn.Full() && !t.kPaused {
+		t.kPaused = true
+		t.k.conn.PauseRead()
+	}
+	return len(p)
+}
+
+// EOF passes the client's end of sending on.
+func (t *tcpSession) EOF() {
+	t.kEOF = true
+	if t.upReady && !t.ended {
+		t.up.Conn.CloseWrite()
+		t.both()
+	}
+}
+
+// Drained lets the upstream be read again.
+func (t *tcpSession) Drained() {
+	if t.upPaused && !t.ended {
+		t.upPaused = false
+		t.up.Conn.ResumeRead()
+	}
+}
+
+// Closed is the end of the client's connection.
+func (t *tcpSession) Closed(error) {
+	t.stats.Add(tcpRx, int64(t.k.conn.BytesRead()))
+	t.stats.Add(tcpTx, int64(t.k.conn.BytesWritten()))
+	t.finish(0, "")
+}
+
+// both ends the session when each side ended its sending.
+func (t *tcpSession) both() {
+	if t.kEOF && t.upEOF && !t.ended {
+		// The upstream connection may still have bytes to send out: it
+		// closes by itself once they are gone, so finish must not.
+		t.up.Conn.CloseAfterFlush(time.Second)
+		t.up = nil
+		t.finish(0, "")
+	}
+}
+
+func (t *tcpSession) idleTimeout() {
+	if left := t.proxy.Idle - t.k.Worker.Now().Sub(t.active); left > 0 {
+		t.k.Worker.Schedule(&t.idle, max(left, time.Millisecond))
+		return
+	}
+	t.stats.Inc(tcpIdle)
+	t.finish(stream.FlagSI, "")
+}
+
+func (t *tcpSession) lifeTimeout() {
+	t.stats.Inc(tcpMaxDuration)
+	t.finish(stream.FlagDT, "")
+}
+
+// tcpUpstream is the session as the handler of the upstream connection.
+type tcpUpstream tcpSession
+
+// Connected lets the client be read.
+func (u *tcpUpstream) Connected() {
+	t := (*tcpSession)(u)
+	if t.ended {
+		return
+	}
+	t.upReady = true
+	if t.record != nil {
+		t.record.UpstreamLocal = t.up.Conn.LocalAddr()
+	}
+	if t.kPaused {
+		t.kPaused = false
+		t.k.conn.ResumeRead()
+	}
+	if t.kEOF {
+		t.up.Conn.CloseWrite()
+	}
+}
+
+// Data passes the upstream's bytes on.
+func (u *tcpUpstream) Data(p []byte) int {
+	t := (*tcpSession)(u)
+	if t.ended {
+		return len(p)
+	}
+	t.active = t.k.Worker.Now()
+	t.k.conn.Write(p)
+	if t.k.conn.Full() && !t.upPaused {
+		t.upPaused = true
+		t.up.Conn.PauseRead()
+	}
+	return len(p)
+}
+
+// EOF passes the upstream's end of sending on.
+func (u *tcpUpstream) EOF() {
+	t := (*tcpSession)(u)
+	if t.ended {
+		return
+	}
+	t.upEOF = true
+	t.k.conn.CloseWrite()
+	t.both()
+}
+
+// Drained lets the client be read again.
+func (u *tcpUpstream) Drained() {
+	t := (*tcpSession)(u)
+	if t.kPaused && t.upReady && !t.ended {
+		t.kPaused = false
+		t.k.conn.ResumeRead()
+	}
+}
+
+// Closed is the end of the upstream connection, or of the attempt to make one.
+func (u *tcpUpstream) Closed(error) {
+	t := (*tcpSession)(u)
+	if t.ended {
+		return
+	}
+	if t.upReady {
+		t.finish(0, "")
+		return
+	}
+	text := t.up.Text
+	t.up = nil
+	if t.attempts < max(t.proxy.Attempts, 1) {
+		t.dial()
+		return
+	}
+	t.finish(stream.FlagUF, text)
+}

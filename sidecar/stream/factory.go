@@ -1,0 +1,229 @@
+package stream
+
+import (
+	"math/rand/v2"
+	"net/http"
+	"time"
+
+	"sallyport/sidecar/loop"
+	"sallyport/sidecar/message"
+	"sallyport/sidecar/metric"
+	"sallyport/sidecar/upstream"
+)
+
+// Factory makes streams for one worker and reuses those that are over, so
+// that a request allocates nothing.
+type Factory struct {
+	worker   *loop.Worker
+	clusters *upstream.Registry
+	free     []*Stream
+	finished []*Stream // over in this turn; free in the next
+	date     [29]byte
+	dated    int64
+	uuid     [36]byte
+	scratch  []byte // for values that a Head copies at once
+}
+
+// maxFree bounds the streams that a worker keeps for reuse.
+const maxFree = 4096
+
+// NewFactory returns the worker's factory.
+func NewFactory(w *loop.Worker, clusters *upstream.Registry) *Factory {
+	return &Factory{worker: w, clusters: clusters}
+}
+
+// New returns a stream for a request whose head is about to come.
+func (f *Factory) New(owner Owner, c *Connection, down message.Sender, p Protocol) *Stream {
+	var s *Stream
+	if n := len(f.free); n > 0 {
+		s = f.free[n-1]
+		f.free = f.free[:n-1]
+	} else {
+		s = &Stream{factory: f, worker: f.worker}
+		s.held.Init(f.worker.Pool())
+		s.try.stream = s
+		s.try.waiter.Requester = &s.try
+		s.idleTimer.Init(s.idle)
+		s.requestTimer.Init(s.requestTimeout)
+		s.maxTimer.Init(s.maxDuration)
+		s.routeTimer.Init(s.routeTimeout)
+		s.retryTimer.Init(s.retryNow)
+		s.try.timer.Init(s.try.timeout)
+	}
+	s.owner, s.Conn, s.down, s.Protocol = owner, c, down, p
+	s.at = -1
+	s.random = rand.Uint64()
+	return s
+}
+
+// recycle takes a stream that is over. It is reused only after this turn of
+// the loop: callers further up the stack may still look at it.
+func (f *Factory) recycle(s *Stream) {
+	if len(f.finished) == 0 {
+		f.worker.AtTurnEnd(f)
+	}
+	f.finished = append(f.finished, s)
+}
+
+// TurnEnd makes the streams that ended in this turn free.
+func (f *Factory) TurnEnd() {
+	for i, s := range f.finished {
+		f.finished[i] = nil
+		if len(f.free) < maxFree {
+			s.clear()
+			f.free = append(f.free, s)
+		}
+	}
+	f.finished = f.finished[:0]
+}
+
+// clear makes the stream as New expects it, keeping its memory and its timers.
+func (s *Stream) clear() {
+	info := &s.Info
+	request, response, trailers := info.Request, info.Response, info.ResponseTrailers
+	metadata, path := info.Metadata, info.OriginalPath
+	request.Reset()
+	response.Reset()
+	trailers.Reset()
+	clear(metadata)
+	*info = Info{Request: request, Response: response, ResponseTrailers: trailers, Metadata: metadata[:0], OriginalPath: path[:0]}
+	clear(s.slots)
+	s.owner, s.down = nil, nil
+	s.at = -1
+	s.paused, s.routed, s.over, s.replied = false, false, false, false
+	s.received, s.sent, s.tunnel, s.headOnly = false, false, false, false
+	s.heldEnd, s.retained, s.sentBytes, s.stopped = false, false, 0, false
+	s.trailers.Reset()
+	s.pick = upstream.Pick{}
+	clear(s.avoid[:])
+	s.cluster, s.forward, s.weighted = nil, nil, nil
+	s.setCookie = s.setCookie[:0]
+	s.timeout, s.perTry, s.retryOn, s.retries, s.retrying = 0, 0, 0, 0, false
+	s.try.clear()
+}
+
+// Date is the Date field's value, made once per second.
+func (f *Factory) Date() []byte {
+	now := f.worker.Now()
+	if u := now.Unix(); u != f.dated {
+		f.dated = u
+		now.UTC().AppendFormat(f.date[:0], http.TimeFormat)
+	}
+	return f.date[:]
+}
+
+const hexDigits = "0123456789abcdef"
+
+// UUID is a random UUID (RFC 9562 §5.4), valid until the next call.
+func (f *Factory) UUID() []byte {
+	a, b := rand.Uint64(), rand.Uint64()
+	a = a&^0xf000 | 0x4000
+	b = b&^(3<<62) | 2<<62
+	at := 0
+	for i := range 32 {
+		if i == 8 || i == 12 || i == 16 || i == 20 {
+			f.uuid[at] = '-'
+			at++
+		}
+		v := a
+		if i >= 16 {
+			v = b
+		}
+		f.uuid[at] = hexDigits[v>>(60-4*(i%16))&15]
+		at++
+	}
+	return f.uuid[:]
+}
+
+// Indexes into the statistics of a connection manager; the names are Envoy's.
+const (
+	StatRqTotal = iota
+	StatRqActive
+	StatRqCompleted
+	StatRqHTTP1
+	StatRqHTTP2
+	StatRq1xx
+	StatRq2xx
+	StatRq3xx
+	StatRq4xx
+	StatRq5xx
+	StatRqRxReset
+	StatRqTxReset
+	StatRqIdleTimeout
+	StatRqTimeout
+	StatRqMaxDuration
+	StatRqTooLarge
+	StatRqInvalid
+	StatRqUpgrades
+	StatNoRoute
+	StatNoCluster
+	StatDirectResponse
+	StatRedirect
+	StatCxTotal
+	StatCxActive
+	StatCxHTTP1
+	StatCxHTTP2
+	StatCxTLS
+	StatCxDestroy
+	StatCxIdleTimeout
+	StatCxMaxDuration
+	StatCxDrainClose
+	StatCxProtocolError
+	StatCxRxBytes
+	StatCxTxBytes
+	StatRqTime
+)
+
+// Stats is the layout of a connection manager's statistics.
+var Stats = metric.NewLayout(func() []metric.Desc {
+	d := make([]metric.Desc, StatRqTime+1)
+	for i, n := range []string{"downstream_rq_total", "downstream_rq_active", "downstream_rq_completed", "downstream_rq_http1_total", "downstream_rq_http2_total",
+		"downstream_rq_1xx", "downstream_rq_2xx", "downstream_rq_3xx", "downstream_rq_4xx", "downstream_rq_5xx",
+		"downstream_rq_rx_reset", "downstream_rq_tx_reset", "downstream_rq_idle_timeout", "downstream_rq_timeout", "downstream_rq_max_duration_reached",
+		"downstream_rq_too_large", "downstream_rq_invalid", "downstream_cx_upgrades_total",
+		"no_route", "no_cluster", "rq_direct_response", "rq_redirect",
+		"downstream_cx_total", "downstream_cx_active", "downstream_cx_http1_total", "downstream_cx_http2_total", "downstream_cx_ssl_total", "downstream_cx_destroy",
+		"downstream_cx_idle_timeout", "downstream_cx_max_duration_reached", "downstream_cx_drain_close", "downstream_cx_protocol_error",
+		"downstream_cx_rx_bytes_total", "downstream_cx_tx_bytes_total", "downstream_rq_time"} {
+		d[i] = metric.Desc{Name: n}
+	}
+	d[StatRqActive].Kind, d[StatCxActive].Kind = metric.Gauge, metric.Gauge
+	d[StatRqTime].Kind = metric.Histogram
+	return d
+}()...)
+
+// timers that end a stream; each answers where it still can.
+
+func (s *Stream) idle() {
+	d := s.Manager.StreamIdle
+	if f := s.forward; f != nil && f.IdleTimeout >= 0 {
+		d = f.IdleTimeout
+	}
+	if d <= 0 || s.over {
+		return
+	}
+	if left := d - s.worker.Now().Sub(s.active); left > 0 {
+		s.worker.Schedule(&s.idleTimer, max(left, time.Millisecond))
+		return
+	}
+	s.Manager.Stats.At(s.worker.ID()).Inc(StatRqIdleTimeout)
+	s.fail(failIdle)
+}
+
+func (s *Stream) requestTimeout() {
+	s.Manager.Stats.At(s.worker.ID()).Inc(StatRqTimeout)
+	s.fail(failRequestTime)
+}
+
+func (s *Stream) maxDuration() {
+	s.Manager.Stats.At(s.worker.ID()).Inc(StatRqMaxDuration)
+	s.fail(failMaxDuration)
+}
+
+// Record returns a stream that stands for a TCP connection in access logs.
+func Record(c *Connection, start time.Time) *Stream {
+	s := &Stream{worker: c.Worker}
+	s.Conn, s.Remote, s.Start = c, c.Remote, start
+	s.Timings = Timings{-1, -1, -1, -1, -1}
+	return s
+}

@@ -1,0 +1,434 @@
+package stream
+
+import (
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+
+	"sallyport/sidecar/message"
+	"sallyport/sidecar/route"
+	"sallyport/sidecar/upstream"
+)
+
+// match finds the route in the table of this moment, so that a change is in
+// force at the next request of an open connection.
+func (s *Stream) match() {
+	s.Route, s.forward, s.weighted = nil, nil, nil
+	t := s.Manager.Routes.Table()
+	if t == nil {
+		return
+	}
+	s.Route = t.Match(&s.Request, s.random, route.MatchInfo{TLS: s.Conn.TLS != nil})
+	if s.Route == nil || s.Route.Forward == nil {
+		return
+	}
+	s.forward = s.Route.Forward
+	if n := len(s.forward.Clusters); n == 1 {
+		s.weighted = &s.forward.Clusters[0]
+	} else if n > 1 && s.forward.TotalWeight > 0 {
+		at := uint32(s.random>>20) % s.forward.TotalWeight
+		for i := range s.forward.Clusters {
+			w := &s.forward.Clusters[i]
+			if at < w.Weight {
+				s.weighted = w
+				break
+			}
+			at -= w.Weight
+		}
+	}
+}
+
+// Reroute matches the route again: a filter changed what it depends on.
+func (s *Stream) Reroute() { s.match() }
+
+// forwardRequest is the router: what happens to a request that every filter let pass.
+func (s *Stream) forwardRequest() {
+	s.routed = true
+	r := s.Route
+	st := s.Manager.Stats.At(s.worker.ID())
+	switch {
+	case r == nil:
+		st.Inc(StatNoRoute)
+		s.fail(failNoRoute)
+		return
+	case r.Redirect != nil:
+		s.redirect(r.Redirect)
+		return
+	case r.Direct != nil:
+		st.Inc(StatDirectResponse)
+		s.Reply(r.Direct.Status, string(r.Direct.Body), "direct_response", 0)
+		return
+	}
+	f := s.forward
+	s.cluster = s.chooseCluster()
+	if s.cluster == nil {
+		st.Inc(StatNoCluster)
+		s.Flags |= FlagNC
+		s.Reply(f.NotFoundStatus, "", "cluster_not_found", 0)
+		return
+	}
+	s.Cluster = s.cluster.Config.Name
+	if !s.upgradeAllowed() {
+		s.fail(failUpgrade)
+		return
+	}
+	if s.cluster.DropOverload() {
+		s.fail(failDrop)
+		return
+	}
+	s.pick = upstream.Pick{Worker: s.worker.ID(), Original: s.Conn.OriginalDst}
+	if len(f.Hash) > 0 {
+		s.hash(f.Hash)
+	}
+	s.timeouts()
+	s.retryPolicy()
+	s.mutateRequest()
+	if s.received {
+		s.startRouteTimer()
+	}
+	s.attempt()
+}
+
+func (s *Stream) chooseCluster() *upstream.Cluster {
+	f := s.forward
+	if s.weighted != nil {
+		return s.weighted.Cluster.Ref.(*upstream.Ref).Cluster()
+	}
+	if f.ClusterHeader != "" {
+		if name := s.Request.Lookup(f.ClusterHeader); name != nil {
+			return s.factory.clusters.Lookup(string(name))
+		}
+	}
+	return nil
+}
+
+// upgradeAllowed says whether an upgrade that the request asks for, if it does, is configured.
+func (s *Stream) upgradeAllowed() bool {
+	name := s.Request.Get(message.Upgrade)
+	if s.Request.Is(message.Method, "CONNECT") {
+		name = []byte("connect")
+	} else if name == nil {
+		return true
+	}
+	allowed := false
+	for _, list := range [2][]route.Upgrade{s.Manager.Upgrades, s.forward.Upgrades} {
+		for _, u := range list {
+			if equalFold(name, u.Protocol) {
+				allowed = u.Enabled // the route's word is the last
+			}
+		}
+	}
+	return allowed
+}
+
+// equalFold compares with a lower-case ASCII string.
+func equalFold(b []byte, lower string) bool {
+	if len(b) != len(lower) {
+		return false
+	}
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			c |= 0x20
+		}
+		if c != lower[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// hash combines the hash policies as Envoy does: each result is rotated into
+// the ones before; a terminal policy that gave one ends the list.
+func (s *Stream) hash(policies []route.HashPolicy) {
+	for i := range policies {
+		p := &policies[i]
+		var h uint64
+		ok := false
+		switch p.Kind {
+		case route.HashHeader:
+			if v, has := s.Request.Joined(p.Name); has {
+				h, ok = xxhash.Sum64(v), true
+			}
+		case route.HashCookie:
+			v := cookie(&s.Request, p.Name)
+			if v == nil && p.TTL >= 0 {
+				v = s.makeCookie(p)
+			}
+			if v != nil {
+				h, ok = xxhash.Sum64(v), true
+			}
+		case route.HashSourceIP:
+			var b [46]byte
+			h, ok = xxhash.Sum64(s.Remote.Addr().AppendTo(b[:0])), true
+		case route.HashQuery:
+			if v, has := queryValue(s.Request.Get(message.Path), p.Name); has {
+				h, ok = xxhash.Sum64(v), true
+			}
+		}
+		if ok {
+			old := uint64(0)
+			if s.pick.HasHash {
+				old = s.pick.Hash<<1 | s.pick.Hash>>63
+			}
+			s.pick.Hash, s.pick.HasHash = old^h, true
+			if p.Terminal {
+				return
+			}
+		}
+	}
+}
+
+// makeCookie generates the session cookie that the response will set, and returns its value.
+func (s *Stream) makeCookie(p *route.HashPolicy) []byte {
+	b := append(append(s.setCookie[:0], p.Name...), '=')
+	at := len(b)
+	id := rand.Uint64()
+	for shift := 60; shift >= 0; shift -= 4 {
+		b = append(b, hexDigits[id>>shift&15])
+	}
+	end := len(b)
+	if p.TTL > 0 {
+		b = strconv.AppendInt(append(b, "; Max-Age="...), int64(p.TTL/time.Second), 10)
+	}
+	if p.Path != "" {
+		b = append(append(b, "; Path="...), p.Path...)
+	}
+	b = append(b, p.Attrs...)
+	s.setCookie = append(b, "; HttpOnly"...)
+	return s.setCookie[at:end]
+}
+
+// cookie returns the value of the named cookie, nil where there is none.
+func cookie(h *message.Head, name string) []byte {
+	for i := 0; i < h.Len(); i++ {
+		if h.NameAt(i) != message.Cookie {
+			continue
+		}
+		_, v := h.At(i)
+		for len(v) > 0 {
+			item := v
+			v = nil
+			for k, c := range item {
+				if c == ';' {
+					item, v = item[:k], item[k+1:]
+					break
+				}
+			}
+			for len(item) > 0 && item[0] == ' ' {
+				item = item[1:]
+			}
+			if len(item) > len(name) && item[len(name)] == '=' && string(item[:len(name)]) == name {
+				item = item[len(name)+1:]
+				if n := len(item); n >= 2 && item[0] == '"' && item[n-1] == '"' {
+					item = item[1 : n-1]
+				}
+				return item
+			}
+		}
+	}
+	return nil
+}
+
+// queryValue returns the first value of a query parameter.
+func queryValue(path []byte, name string) ([]byte, bool) {
+	_, q := cutQuery(path)
+	for len(q) > 1 {
+		q = q[1:] // the "?" or "&" before
+		item := q
+		for i, c := range q {
+			if c == '&' {
+				item = q[:i]
+				break
+			}
+		}
+		q = q[len(item):]
+		if len(item) > len(name) && item[len(name)] == '=' && string(item[:len(name)]) == name {
+			return item[len(name)+1:], true
+		}
+		if string(item) == name {
+			return nil, true
+		}
+	}
+	return nil, false
+}
+
+// timeouts decides the route's timeout and that of each try: the route's,
+// the caller's x-envoy-upstream-rq-timeout-ms (removed by prepare where the
+// caller is not to be trusted), or grpc-timeout.
+func (s *Stream) timeouts() {
+	f := s.forward
+	s.timeout = f.Timeout
+	if f.Retry != nil {
+		s.perTry = f.Retry.PerTry
+	}
+	if f.HonorGRPCTimeout {
+		if d, ok := grpcTimeout(s.Request.Get(message.GRPCTimeout)); ok {
+			s.timeout = d
+			if f.MaxGRPCTimeout > 0 && (d == 0 || d > f.MaxGRPCTimeout) {
+				s.timeout = f.MaxGRPCTimeout
+			}
+		}
+	}
+	if v := s.Request.Get(message.XEnvoyUpstreamRequestTimeout); v != nil {
+		if ms, err := strconv.ParseUint(string(v), 10, 32); err == nil {
+			s.timeout = time.Duration(ms) * time.Millisecond
+		}
+		s.Request.RemoveName(message.XEnvoyUpstreamRequestTimeout)
+	}
+	if s.timeout > 0 && s.perTry >= s.timeout {
+		s.perTry = 0
+	}
+	if s.Request.Has(message.Upgrade) || s.Request.Is(message.Method, "CONNECT") {
+		s.timeout, s.perTry = 0, 0 // a tunnel lives as long as it is used
+	}
+	if !s.Manager.SuppressEnvoyHeaders && s.timeout > 0 {
+		least := s.timeout
+		if s.perTry > 0 {
+			least = s.perTry
+		}
+		s.Request.SetNameInt(message.XEnvoyExpectedRequestTimeout, least.Milliseconds())
+	}
+}
+
+// grpcTimeout parses a grpc-timeout field: at most eight digits and a unit.
+func grpcTimeout(v []byte) (time.Duration, bool) {
+	if len(v) < 2 || len(v) > 9 {
+		return 0, false
+	}
+	n := int64(0)
+	for _, c := range v[:len(v)-1] {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = n*10 + int64(c-'0')
+	}
+	unit := time.Duration(0)
+	switch v[len(v)-1] {
+	case 'H':
+		unit = time.Hour
+	case 'M':
+		unit = time.Minute
+	case 'S':
+		unit = time.Second
+	case 'm':
+		unit = time.Millisecond
+	case 'u':
+		unit = time.Microsecond
+	case 'n':
+		unit = time.Nanosecond
+	}
+	if unit == 0 || n > int64(1<<62/unit) {
+		return 0, false
+	}
+	return time.Duration(n) * unit, true
+}
+
+func (s *Stream) startRouteTimer() {
+	if s.timeout > 0 && !s.routeTimer.Scheduled() {
+		s.worker.Schedule(&s.routeTimer, s.timeout)
+	}
+}
+
+func (s *Stream) routeTimeout() {
+	s.cluster.Stats.At(s.worker.ID()).Inc(upstream.StatRqTimeout)
+	if s.Host != nil && !s.try.responded {
+		// The host did not answer in time: outlier detection takes it as a 504.
+		s.Host.Report(504)
+	}
+	s.fail(failRouteTime)
+}
+
+// mutateRequest writes the head as it goes upstream.
+func (s *Stream) mutateRequest() {
+	h, f, r := &s.Request, s.forward, s.Route
+	if s.weighted != nil {
+		s.mutate(h, s.weighted.RequestHeaders)
+	}
+	s.mutate(h, r.RequestHeaders)
+	s.rewritePath()
+	host := f.HostRewrite
+	if s.weighted != nil && s.weighted.HostRewrite != "" {
+		host = s.weighted.HostRewrite
+	}
+	switch {
+	case host != "":
+		s.rewriteHost([]byte(host))
+	case f.HostHeader != "":
+		if v := h.Lookup(f.HostHeader); len(v) > 0 {
+			s.rewriteHost(append(s.factory.scratch[:0], v...))
+		}
+	}
+	if s.Span != nil {
+		s.Span.Inject(s)
+	}
+}
+
+func (s *Stream) rewriteHost(host []byte) {
+	h := &s.Request
+	if s.forward.AppendXFHost && !h.Has(message.XForwardedHost) {
+		h.SetName(message.XForwardedHost, append([]byte(nil), h.Get(message.Authority)...))
+	}
+	h.SetName(message.Authority, host)
+}
+
+func (s *Stream) rewritePath() {
+	w := &s.forward.Rewrite
+	if !w.HasPrefix && w.Regex == nil {
+		return
+	}
+	old := s.Request.Get(message.Path)
+	bare, query := cutQuery(old)
+	b := s.factory.scratch[:0]
+	if w.Regex != nil {
+		b = w.Regex.Replace(b, bare)
+	} else {
+		b = append(append(b, w.Prefix...), bare[min(s.Route.Matched.PrefixLen, len(bare)):]...)
+	}
+	b = append(b, query...)
+	s.factory.scratch = b[:0]
+	s.OriginalPath = append(s.OriginalPath[:0], old...)
+	if len(b) == 0 || b[0] != '/' {
+		// A request line must have a path; "/x" rewritten by prefix to "" is "/".
+		b = append([]byte{'/'}, b...)
+	}
+	s.Request.SetName(message.Path, b)
+	if !s.Manager.SuppressEnvoyHeaders {
+		s.Request.SetName(message.XEnvoyOriginalPath, s.OriginalPath)
+	}
+}
+
+// mutate applies header mutations.
+func (s *Stream) mutate(h *message.Head, list []route.HeaderMutation) {
+	for i := range list {
+		m := &list[i]
+		if m.Action == route.RemoveHeader {
+			h.Remove(m.Name)
+			continue
+		}
+		value := m.Value
+		if m.Format != nil {
+			b := m.Format.AppendValue(s.factory.scratch[:0], s)
+			s.factory.scratch = b[:0]
+			value = string(b)
+		}
+		if value == "" && !m.KeepEmpty {
+			continue
+		}
+		switch m.Action {
+		case route.Append:
+			h.AddString(m.Name, value)
+		case route.AddIfAbsent:
+			if h.Lookup(m.Name) == nil {
+				h.AddString(m.Name, value)
+			}
+		case route.Overwrite:
+			h.Set(m.Name, value)
+		case route.OverwriteIfExists:
+			if h.Lookup(m.Name) != nil {
+				h.Set(m.Name, value)
+			}
+		}
+	}
+}
