@@ -85,10 +85,10 @@ type request struct {
 	hasPath bool
 	connect bool
 	random  uint64
-	info    *MatchInfo
+	info    MatchInfo
 }
 
-func newRequest(h *message.Head, random uint64, info *MatchInfo) request {
+func newRequest(h *message.Head, random uint64, info MatchInfo) request {
 	p := h.Get(message.Path)
 	q := request{head: h, hasPath: len(p) > 0, connect: h.Is(message.Method, "CONNECT"), random: random, info: info}
 	q.path, q.query = splitPath(p)
@@ -122,7 +122,7 @@ func BarePath(p []byte) []byte {
 // Match says whether a request matches, for users other than a Table, such as
 // the rules of jwt_authn.
 func (m *Matcher) Match(h *message.Head, random uint64, info MatchInfo) bool {
-	q := newRequest(h, random, &info)
+	q := newRequest(h, random, info)
 	return m.match(&q)
 }
 

@@ -121,7 +121,7 @@ func (t *Table) Match(h *message.Head, random uint64, info MatchInfo) *Route {
 	if v.RequireTLS != TLSOptional && !isHTTPS(h, info) && (v.RequireTLS == TLSAll || !info.Internal) {
 		return v.redirect
 	}
-	q := newRequest(h, random, &info)
+	q := newRequest(h, random, info)
 	if t.options.IgnoreParameters {
 		if i := bytes.IndexByte(q.path, ';'); i >= 0 {
 			q.path = q.path[:i]
