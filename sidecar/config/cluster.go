@@ -101,6 +101,7 @@ func (c *compiler) cluster(m *clusterv3.Cluster) *upstream.Config {
 	}
 	c.bind(m, o)
 	tls := c.clusterHTTP(m, o)
+	o.HTTP2.MaxHeaderBytes, o.HTTP2.MaxHeaderCount = o.HTTP1.MaxHeaderBytes, o.HTTP1.MaxHeaderCount
 	o.TLS = c.clientTLS("transport_socket", m.GetTransportSocket(), tls)
 	c.balancing(m, o)
 	return o
@@ -175,6 +176,11 @@ func (c *compiler) fromADS(path string, s *corev3.ConfigSource) {
 		c.Errorf(path, `says nothing of where the configuration comes from; use "ads: {}"`)
 	default:
 		c.Errorf(path, `this source is not implemented for a single resource; use "ads: {}"`)
+	}
+	if t := s.GetInitialFetchTimeout(); t != nil {
+		if c.Needs.Fetch = c.duration(fields.At(path, "initial_fetch_timeout"), t, 0); c.Needs.Fetch == 0 {
+			c.Needs.Fetch = -1
+		}
 	}
 	if v := s.GetResourceApiVersion(); s != nil && v == corev3.ApiVersion_V2 {
 		c.Errorf(fields.At(path, "resource_api_version"), "V2 is not implemented; use V3")

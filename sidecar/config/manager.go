@@ -88,6 +88,7 @@ func (c *compiler) manager(path string, m *hcmv3.HttpConnectionManager) *stream.
 	o.Stats = c.stats("http", o.StatPrefix)
 	c.managerCommon(at("common_http_protocol_options"), m.GetCommonHttpProtocolOptions(), o)
 	o.HTTP1.MaxHeaderBytes = int(number(m.GetMaxRequestHeadersKb(), defaultRequestHeader)) << 10
+	o.HTTP2.MaxHeaderBytes, o.HTTP2.MaxHeaderCount = o.HTTP1.MaxHeaderBytes, o.HTTP1.MaxHeaderCount
 	c.managerEnums(path, m, o)
 	c.managerClient(path, m, o)
 	for i, u := range m.GetUpgradeConfigs() {

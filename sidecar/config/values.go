@@ -30,6 +30,9 @@ type Needs struct {
 	Routes  []string // RDS
 	EDS     string   // the name that the endpoints come under, "" for none
 	Secrets []string // SDS over ADS
+	// Fetch is how long to wait for them at first (initial_fetch_timeout): 0
+	// where nothing was said, negative for ever.
+	Fetch time.Duration
 	// TLS are its contexts: the resource is usable when all are Ready.
 	TLS []interface{ Ready() bool }
 }
