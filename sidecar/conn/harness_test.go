@@ -256,7 +256,7 @@ func bothInputs(t *testing.T, f func(t *testing.T)) {
 	})
 	t.Run("input read by crypto/tls", func(t *testing.T) {
 		lendInput = false
-		defer func() { lendInput = true }()
+		t.Cleanup(func() { lendInput = true }) // after the worker, which f starts, has stopped
 		f(t)
 	})
 }
