@@ -39,9 +39,10 @@ type exchange struct {
 	replies  []string // of the backends "one" and "h2", in order
 	want     int      // Envoy's (last) status; 0 is a reset, a closed connection, or a talk
 
-	// Where sallyport differs, and means to: its own status, and why. Then only the status is compared, and that nothing
-	// reached an upstream unless the status is a success.
+	// Where sallyport differs, and means to. With ours, its own status is expected, and that nothing reached an upstream
+	// unless it is a success. With but, just these lines of the observation differ: "- Envoy's", "+ ours".
 	ours int
+	but  []string
 	why  string
 }
 
@@ -67,6 +68,9 @@ func compare(t *testing.T, reference, candidate *harness.ProxyBuilder, differs b
 	envoy, other := start(reference), start(candidate)
 	compared := 0
 	for _, x := range exchanges(issuer) {
+		if !envoy.Running() || !other.Running() {
+			break // which fails the test by the log that is shown
+		}
 		t.Run(x.name, func(t *testing.T) {
 			compared++
 			want := s.observe(t, envoy, x)
@@ -74,12 +78,21 @@ func compare(t *testing.T, reference, candidate *harness.ProxyBuilder, differs b
 				t.Errorf("Envoy answers %d, expected %d:\n%s", want.status, x.want, want)
 			}
 			got := s.observe(t, other, x)
-			if x.why != "" && differs {
+			if !other.Running() {
+				t.Fatal("the proxy has ended")
+			}
+			if x.ours != 0 && differs {
 				if got.status != x.ours {
 					t.Errorf("answers %d, expected %d (Envoy %d; the difference is meant: %s):\n%s", got.status, x.ours, want.status, x.why, got)
 				}
 				if (got.status < 200 || got.status > 299) && got.upstream != "" {
 					t.Errorf("refused with %d, and yet an upstream got:\n%s", got.status, got.upstream)
+				}
+				return
+			}
+			if x.but != nil && differs {
+				if diff := cmp.Diff(x.but, changed(want.String(), got.String())); diff != "" {
+					t.Errorf("not the differences that are meant (%s), expected (-) and seen (+):\n%s", x.why, diff)
 				}
 				return
 			}
@@ -89,6 +102,27 @@ func compare(t *testing.T, reference, candidate *harness.ProxyBuilder, differs b
 		})
 	}
 	t.Logf("%d exchanges compared", compared)
+	if !envoy.Running() || !other.Running() {
+		t.Error("a proxy ended during the test")
+	}
+}
+
+// changed lists the lines that one text has and the other has not, in the order of the texts.
+func changed(before, after string) (lines []string) {
+	only := func(sign, a, b string) {
+		rest := map[string]int{}
+		for _, line := range strings.Split(b, "\n") {
+			rest[line]++
+		}
+		for _, line := range strings.Split(a, "\n") {
+			if rest[line]--; rest[line] < 0 {
+				lines = append(lines, sign+" "+line)
+			}
+		}
+	}
+	only("-", before, after)
+	only("+", after, before)
+	return lines
 }
 
 // observation is what one exchange showed, with what must differ between two runs masked.
