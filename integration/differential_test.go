@@ -46,6 +46,9 @@ type exchange struct {
 	why  string
 }
 
+// reset is the status of a stream that was reset.
+const reset = -1
+
 // again is the request that tells whether a connection still takes one.
 var again = harness.Request("GET", "/prefix/again", "")
 
@@ -154,8 +157,8 @@ func (s *stage) observe(t *testing.T, p *harness.Proxy, x exchange) (o observati
 	case x.h2 != nil:
 		c := harness.DialH2(t, p.Addr(listener), nil)
 		m, err := c.Try(*x.h2)
-		if err == nil {
-			o.status = m.Status()
+		if o.status = m.Status(); m.Reset != "" {
+			o.status = reset
 		}
 		down.WriteString(masked(m))
 		fmt.Fprintf(&down, "error: %v\n", err != nil)
@@ -193,7 +196,7 @@ var varying = []string{"date", "server", "x-request-id", "x-envoy-upstream-servi
 var systemError = regexp.MustCompile(`(?s)^(upstream connect error or disconnect/reset before headers\.).*`)
 
 // generated matches the value of a cookie that a proxy made.
-var generated = regexp.MustCompile(`"[0-9a-f]{16}"`)
+var generated = regexp.MustCompile(`"?[0-9a-f]{16}"?`) // Envoy quotes it
 
 // left matches what is left of the route's 15 s by the time of a retry.
 var left = regexp.MustCompile(`^(14[0-9]{3}|15000)$`)
@@ -276,6 +279,28 @@ func tcpRefused(t *testing.T, p *harness.Proxy) string {
 	c := harness.Dial(t, p.Addr("tcpdead"), nil)
 	c.WaitClosed(5 * time.Second)
 	return "closed"
+}
+
+// waitFor100 sends the content only after the server has asked for it.
+func waitFor100(t *testing.T, p *harness.Proxy) string {
+	c := harness.Dial(t, p.Addr("http"), nil)
+	c.Send("POST /direct/continue HTTP/1.1\r\nhost: test.example\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n")
+	refused, err := c.Response("POST")
+	if err != nil || refused.Status() != 418 && refused.Status() != 100 {
+		t.Errorf("a request that is refused: %v %s", err, refused.String())
+	}
+	c = harness.Dial(t, p.Addr("http"), nil)
+	c.Send("POST /prefix/continue HTTP/1.1\r\nhost: test.example\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n")
+	interim, err := c.Response("POST")
+	if err != nil || interim.Status() != 100 {
+		t.Fatalf("no 100: %v %s", err, interim.String())
+	}
+	c.Send("hello")
+	final, err := c.Response("POST")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return masked(interim) + masked(final)
 }
 
 // interleaved sends the content in two pieces.
