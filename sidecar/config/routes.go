@@ -1,5 +1,7 @@
 package config
 
+//lint:file-ignore SA1019 deprecated fields still come from control planes
+
 import (
 	"strings"
 
@@ -43,6 +45,8 @@ type routeCompiler struct {
 	// level is what the route configuration adds to every route, host what
 	// the virtual host at work adds.
 	level, host level
+	// retry is the virtual host's policy, for routes that have none.
+	retry *route.Retry
 }
 
 // level is what every level of a route configuration may say.
@@ -102,6 +106,10 @@ func (c *routeCompiler) virtualHost(path string, v *routev3.VirtualHost) *route.
 	}
 	checkFields(c.report, path, without(v, "cors"), virtualHostFields)
 	c.host = c.compileLevel(path, v.GetRequestHeadersToRemove(), v.GetRequestHeadersToAdd(), v.GetResponseHeadersToRemove(), v.GetResponseHeadersToAdd(), v.GetTypedPerFilterConfig())
+	c.retry = nil
+	if p := v.GetRetryPolicy(); p != nil {
+		c.retry = c.retryPolicy(path+".retry_policy", p)
+	}
 	out := &route.VirtualHost{Name: v.GetName(), Domains: v.GetDomains()}
 	for i, d := range v.GetDomains() {
 		if strings.Contains(strings.Trim(d, "*"), "*") || len(d) > 1 && d[0] == '*' && d[len(d)-1] == '*' {
@@ -153,7 +161,7 @@ func (c *routeCompiler) route(path string, r *routev3.Route, v *routev3.VirtualH
 	}
 	switch a := r.GetAction().(type) {
 	case *routev3.Route_Route:
-		out.Forward = c.forward(path+".route", a.Route, v)
+		out.Forward = c.forward(path+".route", a.Route)
 		if c.mostSpecificWins {
 			lastWord(out)
 		}

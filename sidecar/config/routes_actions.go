@@ -1,5 +1,7 @@
 package config
 
+//lint:file-ignore SA1019 deprecated fields still come from control planes
+
 import (
 	"math"
 	"strings"
@@ -43,7 +45,7 @@ var (
 
 const defaultTimeout = 15 * time.Second
 
-func (c *routeCompiler) forward(path string, a *routev3.RouteAction, v *routev3.VirtualHost) *route.Forward {
+func (c *routeCompiler) forward(path string, a *routev3.RouteAction) *route.Forward {
 	if a.GetCors() != nil {
 		c.Errorf(path+".cors", "deprecated and not implemented; configure envoy.filters.http.cors in typed_per_filter_config instead")
 		a = without(a, "cors")
@@ -77,11 +79,9 @@ func (c *routeCompiler) forward(path string, a *routev3.RouteAction, v *routev3.
 			f.HonorGRPCTimeout, f.MaxGRPCTimeout = true, c.duration(p+".grpc_timeout_header_max", t)
 		}
 	}
-	switch {
-	case a.GetRetryPolicy() != nil:
-		f.Retry = c.retry(path+".retry_policy", a.GetRetryPolicy())
-	case v.GetRetryPolicy() != nil:
-		f.Retry = c.retry("virtual host "+v.GetName()+": retry_policy", v.GetRetryPolicy())
+	f.Retry = c.retry
+	if p := a.GetRetryPolicy(); p != nil {
+		f.Retry = c.retryPolicy(path+".retry_policy", p)
 	}
 	for i, h := range a.GetHashPolicy() {
 		f.Hash = append(f.Hash, c.hash(fields.Index(path, "hash_policy", i), h))

@@ -26,7 +26,7 @@ const (
 	previousHostsURL = "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
 )
 
-func (c *routeCompiler) retry(path string, p *routev3.RetryPolicy) *route.Retry {
+func (c *routeCompiler) retryPolicy(path string, p *routev3.RetryPolicy) *route.Retry {
 	checkFields(c.report, path, p, retryFields)
 	r := &route.Retry{Retries: 1, BackoffBase: retryBase, HostAttempts: int(min(max(p.GetHostSelectionRetryMaxAttempts(), 0), 100))}
 	if n := p.GetNumRetries(); n != nil {

@@ -1,5 +1,7 @@
 package filter
 
+//lint:file-ignore SA1019 deprecated fields still come from control planes
+
 import (
 	"strings"
 

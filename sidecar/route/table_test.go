@@ -382,3 +382,26 @@ func TestMatchAllocatesNothing(t *testing.T) {
 		}
 	}
 }
+
+// FuzzHeaders asserts that a second value never hides the first, or is hidden by it.
+func FuzzHeaders(f *testing.F) {
+	f.Add("x-role", "user", "admin", "admin")
+	f.Add("accept", "", "a", ",")
+	f.Fuzz(func(t *testing.T, name, a, b, needle string) {
+		name = lowerASCII(name)
+		if name == "" || name[0] == ':' || name == "host" || len(name) > 1000 || strings.ToLower(name) != name {
+			return
+		}
+		h := head("GET", "h", "/", name, a, name, b)
+		joined := a + "," + b
+		for kind, want := range map[StringKind]bool{
+			StringExact: joined == needle, StringPrefix: strings.HasPrefix(joined, needle),
+			StringSuffix: strings.HasSuffix(joined, needle), StringContains: strings.Contains(joined, needle),
+		} {
+			m := HeaderValueMatches(name, NewString(kind, needle, false), HeaderOptions{})
+			if got := m.Match(h); got != want {
+				t.Errorf("%q: %q and %q by kind %d with %q: %v", name, a, b, kind, needle, got)
+			}
+		}
+	})
+}

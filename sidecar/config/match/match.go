@@ -3,6 +3,8 @@
 // under the path of its field, and then the result must not be used.
 package match
 
+//lint:file-ignore SA1019 deprecated fields still come from control planes
+
 import (
 	"fmt"
 	"math"

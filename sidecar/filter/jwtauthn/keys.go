@@ -1,13 +1,18 @@
 package jwtauthn
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
+	_ "crypto/sha256" // the hashes of PS256,
+	_ "crypto/sha512" // PS384 and PS512
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"strings"
 
 	"github.com/go-jose/go-jose/v4"
 )
@@ -27,6 +32,7 @@ type algorithm struct {
 	family family
 	curve  elliptic.Curve // of familyEC: RFC 7518 §3.4 ties the algorithm to a curve
 	bytes  int            // of familyHMAC: the shortest key (RFC 7518 §3.2)
+	pss    crypto.Hash    // of RSASSA-PSS
 	slow   bool           // verification takes more than about 100 µs
 }
 
@@ -35,7 +41,7 @@ type algorithm struct {
 // key is ever taken for an HMAC secret.
 var algorithms = map[string]algorithm{
 	"RS256": {family: familyRSA}, "RS384": {family: familyRSA}, "RS512": {family: familyRSA},
-	"PS256": {family: familyRSA}, "PS384": {family: familyRSA}, "PS512": {family: familyRSA},
+	"PS256": {family: familyRSA, pss: crypto.SHA256}, "PS384": {family: familyRSA, pss: crypto.SHA384}, "PS512": {family: familyRSA, pss: crypto.SHA512},
 	"ES256": {family: familyEC, curve: elliptic.P256()},
 	"ES384": {family: familyEC, curve: elliptic.P384(), slow: true},
 	"ES512": {family: familyEC, curve: elliptic.P521(), slow: true},
@@ -208,7 +214,7 @@ func verify(keys []key, t *token) status {
 				return true
 			}
 		}
-		if _, err := jws.Verify(k.public); err == nil {
+		if _, err := jws.Verify(k.public); err == nil && saltFits(k, t) {
 			st = ok
 		}
 		return st == ok
@@ -223,4 +229,20 @@ func slow(keys []key, t *token) (is bool) {
 		return is
 	})
 	return is
+}
+
+// saltFits says whether the salt of an RSASSA-PSS signature is as long as its
+// hash, as RFC 7518 §3.5 demands; the library takes any length.
+func saltFits(k *key, t *token) bool {
+	h := algorithms[t.alg].pss
+	if h == 0 {
+		return true
+	}
+	p, is := k.public.(*rsa.PublicKey)
+	if !is {
+		return false
+	}
+	d := h.New()
+	io.WriteString(d, t.raw[:strings.LastIndexByte(t.raw, '.')])
+	return rsa.VerifyPSS(p, h, d.Sum(nil), t.signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
 }

@@ -29,8 +29,24 @@ var b64 = base64.RawURLEncoding.Strict()
 
 // parse takes a token apart. It does not look at the signature.
 func parse(raw string) (*token, status) {
+	t, payload, st := envelope(raw)
+	if st != ok {
+		return nil, st
+	}
+	var good bool
+	if t.claims, good = object(payload); !good {
+		return nil, badPayloadJSON
+	}
+	if st := t.registered(); st != ok {
+		return nil, st
+	}
+	return t, ok
+}
+
+// envelope reads a token but for what its payload says (RFC 7515 §5.2).
+func envelope(raw string) (*token, []byte, status) {
 	if strings.Count(raw, ".") != 2 {
-		return nil, badForm
+		return nil, nil, badForm
 	}
 	t := &token{raw: raw}
 	first := strings.IndexByte(raw, '.')
@@ -38,43 +54,37 @@ func parse(raw string) (*token, status) {
 	t.payload = raw[first+1 : last]
 	header, err := b64.DecodeString(raw[:first])
 	if err != nil {
-		return nil, badHeaderBase64
+		return nil, nil, badHeaderBase64
 	}
 	h, good := object(header)
 	if !good {
-		return nil, badHeaderJSON
+		return nil, nil, badHeaderJSON
 	}
 	alg, good := h["alg"].(string)
 	if !good {
-		return nil, badAlg
+		return nil, nil, badAlg
 	}
 	if algorithms[alg].family == 0 {
-		return nil, unknownAlg // "none" too
+		return nil, nil, unknownAlg // "none" too
 	}
 	t.alg = alg
 	if kid, there := h["kid"]; there {
 		if t.kid, good = kid.(string); !good {
-			return nil, badKID
+			return nil, nil, badKID
 		}
 	}
 	if _, there := h["crit"]; there {
 		// RFC 7515 §4.1.11: what is critical must be understood; nothing is.
-		return nil, verificationFailed
+		return nil, nil, verificationFailed
 	}
 	payload, err := b64.DecodeString(t.payload)
 	if err != nil {
-		return nil, badPayloadBase64
-	}
-	if t.claims, good = object(payload); !good {
-		return nil, badPayloadJSON
-	}
-	if st := t.registered(); st != ok {
-		return nil, st
+		return nil, nil, badPayloadBase64
 	}
 	if t.signature, err = b64.DecodeString(raw[last+1:]); err != nil {
-		return nil, badSignatureBase64
+		return nil, nil, badSignatureBase64
 	}
-	return t, ok
+	return t, payload, ok
 }
 
 // object decodes a JSON object and nothing after it.
