@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -349,11 +348,11 @@ func Guard(now func() time.Time) (grpc.UnaryServerInterceptor, grpc.StreamServer
 // ServeUnix serves on a Unix socket at path, where callers are attested by Rules, until ctx ends. mode is 0600, 0660 or
 // 0666. ready, if not nil, is called once the socket takes connections.
 func (s *Service) ServeUnix(ctx context.Context, path string, mode os.FileMode, ready func()) error {
-	l, err := peercred.Listen(path, mode)
+	l, err := peercred.Listen(path, mode, maxSocketConns)
 	if err != nil {
 		return fmt.Errorf("certificate service: %w", err)
 	}
-	return s.serve(ctx, netutil.LimitListener(l, maxSocketConns), ready)
+	return s.serve(ctx, l, ready)
 }
 
 func (s *Service) serve(ctx context.Context, l net.Listener, ready func()) error {

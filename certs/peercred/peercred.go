@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -42,11 +43,11 @@ func FromContext(ctx context.Context) (Info, bool) {
 
 // Of asks the kernel who is at the other end of conn, which must be a Unix socket.
 func Of(conn net.Conn) (Info, error) {
-	uc, ok := conn.(*net.UnixConn)
-	if !ok {
+	sc, ok := conn.(syscall.Conn)
+	if !ok || conn.LocalAddr().Network() != "unix" {
 		return Info{}, fmt.Errorf("peer credentials: %T is not a Unix socket", conn)
 	}
-	raw, err := uc.SyscallConn()
+	raw, err := sc.SyscallConn()
 	if err != nil {
 		return Info{}, fmt.Errorf("peer credentials: %w", err)
 	}
@@ -95,9 +96,10 @@ func (transport) Info() credentials.ProtocolInfo {
 func (transport) Clone() credentials.TransportCredentials { return transport{} }
 func (transport) OverrideServerName(string) error         { return nil }
 
-// Listen makes the Unix socket path with permissions mode: 0600, 0660, or 0666 where rules attest every caller. A socket left behind by a dead process is replaced, one
-// that a living process serves is an error. Its file goes away when the listener is closed.
-func Listen(path string, mode os.FileMode) (net.Listener, error) {
+// Listen makes the Unix socket path with permissions mode: 0600, 0660, or 0666 where rules attest every caller. A socket
+// left behind by a dead process is replaced, one that a living process serves is an error. At most maxConns connections
+// are open at a time; more wait in the kernel. The socket's file goes away when the listener is closed.
+func Listen(path string, mode os.FileMode, maxConns int) (net.Listener, error) {
 	if m := mode.Perm(); m != 0o600 && m != 0o660 && m != 0o666 {
 		return nil, fmt.Errorf("socket %s: mode %#o, must be 0600, 0660 or 0666", path, mode.Perm())
 	}
@@ -125,7 +127,7 @@ func Listen(path string, mode os.FileMode) (net.Listener, error) {
 		_ = l.Close()
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
-	return &listener{UnixListener: l, path: path, file: st}, nil
+	return &listener{UnixListener: l, path: path, file: st, slots: make(chan struct{}, maxConns), closed: make(chan struct{})}, nil
 }
 
 func clearStale(path string) error {
@@ -152,14 +154,45 @@ func clearStale(path string) error {
 
 type listener struct {
 	*net.UnixListener
-	path string
-	file os.FileInfo
+	path   string
+	file   os.FileInfo
+	slots  chan struct{} // one in it per open connection
+	once   sync.Once
+	closed chan struct{}
+}
+
+// Accept waits for a free slot first, so that a process that opens connections in a loop takes memory in the kernel's
+// backlog and not here.
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case l.slots <- struct{}{}:
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+	c, err := l.AcceptUnix()
+	if err != nil {
+		<-l.slots
+		return nil, err
+	}
+	return &conn{UnixConn: c, release: sync.OnceFunc(func() { <-l.slots })}, nil
 }
 
 // Close removes the socket's file, unless another process has put its own there since.
 func (l *listener) Close() error {
+	l.once.Do(func() { close(l.closed) })
 	if st, err := os.Lstat(l.path); err == nil && os.SameFile(st, l.file) {
 		_ = os.Remove(l.path)
 	}
 	return l.UnixListener.Close()
+}
+
+// conn gives its slot back when it is closed; it is still a *net.UnixConn to Of.
+type conn struct {
+	*net.UnixConn
+	release func()
+}
+
+func (c *conn) Close() error {
+	defer c.release()
+	return c.UnixConn.Close()
 }

@@ -17,7 +17,6 @@ import (
 
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	workloadpb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
-	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -76,7 +75,7 @@ func Listen(path string, mode os.FileMode) (net.Listener, error) {
 	if m := mode.Perm(); m != 0o600 && m != 0o660 {
 		return nil, fmt.Errorf("workload API socket %s: mode %#o, must be 0600 or 0660", path, m)
 	}
-	l, err := peercred.Listen(path, mode)
+	l, err := peercred.Listen(path, mode, maxConns)
 	if err != nil {
 		return nil, fmt.Errorf("workload API: %w", err)
 	}
@@ -95,7 +94,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	secretv3.RegisterSecretDiscoveryServiceServer(g, &sds{Server: s})
 	stop := context.AfterFunc(ctx, g.Stop)
 	defer stop()
-	if err := g.Serve(netutil.LimitListener(l, maxConns)); err != nil && ctx.Err() == nil {
+	if err := g.Serve(l); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("workload API: %w", err)
 	}
 	return nil
