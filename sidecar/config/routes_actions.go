@@ -36,7 +36,7 @@ var (
 		"prefix_rewrite", "regex_rewrite", "response_code", "strip_query").
 		Refuse(&routev3.RedirectAction{}, "path_rewrite")
 	directFields       = fields.Of(&routev3.DirectResponseAction{}, "status", "body")
-	streamTimeFields   = fields.Of(&routev3.RouteAction_MaxStreamDuration{}, "max_stream_duration", "grpc_timeout_header_max")
+	streamTimeFields   = fields.Of(&routev3.RouteAction_MaxStreamDuration{}, "grpc_timeout_header_max")
 	hashFields         = fields.Of(&routev3.RouteAction_HashPolicy{}, "header", "cookie", "connection_properties", "query_parameter", "terminal").Strict()
 	hashHeaderFields   = fields.Of(&routev3.RouteAction_HashPolicy_Header{}, "header_name")
 	routeUpgradeFields = fields.Of(&routev3.RouteAction_UpgradeConfig{}, "upgrade_type", "enabled").
@@ -72,9 +72,6 @@ func (c *routeCompiler) forward(path string, a *routev3.RouteAction) *route.Forw
 	if m := a.GetMaxStreamDuration(); m != nil {
 		p := path + ".max_stream_duration"
 		checkFields(c.report, p, m, streamTimeFields)
-		if t := m.GetMaxStreamDuration(); t != nil {
-			f.MaxStream, f.HasMaxStream = c.duration(p+".max_stream_duration", t), true
-		}
 		if t := m.GetGrpcTimeoutHeaderMax(); t != nil {
 			f.HonorGRPCTimeout, f.MaxGRPCTimeout = true, c.duration(p+".grpc_timeout_header_max", t)
 		}

@@ -66,7 +66,7 @@ func find(t testing.TB, tb *route.Table, path string) *route.Route {
 func TestForwardRoutes(t *testing.T) {
 	tb, warnings := compileText(t, withRoutes(`"include_request_attempt_count":true,"retry_policy":{"retry_on":"5xx"}`, `
 		{"match":{"prefix":"/a/"},"name":"a","tracing":{"random_sampling":{"numerator":50},"overall_sampling":{"numerator":10}},"route":{"cluster":"c1","prefix_rewrite":"/","timeout":"3s","idle_timeout":"0s","priority":"HIGH",
-			"host_rewrite_literal":"other","append_x_forwarded_host":true,"cluster_not_found_response_code":"NOT_FOUND","max_stream_duration":{"grpc_timeout_header_max":"5s","max_stream_duration":"60s"},
+			"host_rewrite_literal":"other","append_x_forwarded_host":true,"cluster_not_found_response_code":"NOT_FOUND","max_stream_duration":{"grpc_timeout_header_max":"5s"},
 			"upgrade_configs":[{"upgrade_type":"WebSocket"},{"upgrade_type":"x","enabled":false}],
 			"retry_policy":{"retry_on":"connect-failure, retriable-status-codes,unavailable","num_retries":3,"per_try_timeout":"0.5s","retriable_status_codes":[418],
 				"retry_back_off":{"base_interval":"0.1s"},"retry_host_predicate":[{"name":"envoy.retry_host_predicates.previous_hosts"}],"host_selection_retry_max_attempts":"5",
@@ -84,7 +84,7 @@ func TestForwardRoutes(t *testing.T) {
 		t.Errorf("route: %+v", r)
 	}
 	if len(f.Clusters) != 1 || f.Clusters[0].Cluster.Ref.(*ref).name != "c1" || !f.Rewrite.HasPrefix || f.Rewrite.Prefix != "/" || f.Timeout != 3*time.Second || f.IdleTimeout != 0 ||
-		f.Priority != 1 || f.HostRewrite != "other" || !f.AppendXFHost || f.NotFoundStatus != 404 || !f.HonorGRPCTimeout || f.MaxGRPCTimeout != 5*time.Second || !f.HasMaxStream || f.MaxStream != time.Minute {
+		f.Priority != 1 || f.HostRewrite != "other" || !f.AppendXFHost || f.NotFoundStatus != 404 || !f.HonorGRPCTimeout || f.MaxGRPCTimeout != 5*time.Second {
 		t.Errorf("forward: %+v", f)
 	}
 	if len(f.Upgrades) != 2 || f.Upgrades[0] != (route.Upgrade{Protocol: "websocket", Enabled: true}) || f.Upgrades[1].Enabled {
@@ -186,13 +186,13 @@ func TestOverrides(t *testing.T) {
 }
 
 func TestWarnings(t *testing.T) {
-	_, warnings := compileText(t, withRoutes(`"hedge_policy":{}`, `{"match":{"prefix":"/"},"decorator":{"operation":"x"},"route":{"cluster":"c","request_mirror_policies":[{"cluster":"d"}],"retry_policy":{"retry_on":"5xx,envoy-ratelimited"}}}`))
+	_, warnings := compileText(t, withRoutes(`"hedge_policy":{}`, `{"match":{"prefix":"/"},"decorator":{"operation":"x"},"route":{"cluster":"c","request_mirror_policies":[{"cluster":"d"}],"max_stream_duration":{"max_stream_duration":"1s"},"retry_policy":{"retry_on":"5xx,envoy-ratelimited"}}}`))
 	var text []string
 	for _, w := range warnings {
 		text = append(text, w.String())
 	}
 	all := strings.Join(text, "\n")
-	for _, want := range []string{`route configuration "r": virtual_hosts[0].hedge_policy: not implemented`, "routes[0].decorator", "routes[0].route.request_mirror_policies", `retry_policy.retry_on: "envoy-ratelimited"`} {
+	for _, want := range []string{`route configuration "r": virtual_hosts[0].hedge_policy: not implemented`, "routes[0].decorator", "routes[0].route.request_mirror_policies", "max_stream_duration.max_stream_duration", `retry_policy.retry_on: "envoy-ratelimited"`} {
 		if !strings.Contains(all, want) {
 			t.Errorf("%q is not in\n%s", want, all)
 		}

@@ -97,9 +97,6 @@ type Forward struct {
 
 	Timeout     time.Duration // default 15 s; 0 is none
 	IdleTimeout time.Duration // of the stream; negative: the listener's
-	// MaxStream is max_stream_duration, in place of the connection manager's where HasMaxStream; 0 is none.
-	MaxStream    time.Duration
-	HasMaxStream bool
 	// MaxGRPCTimeout: grpc-timeout is honored up to it where HonorGRPCTimeout.
 	HonorGRPCTimeout bool
 	MaxGRPCTimeout   time.Duration
