@@ -96,6 +96,9 @@ func (c *compiler) tcp(path string, m *tcpv3.TcpProxy) *listener.TCPProxy {
 		Attempts:    max(number(m.GetMaxConnectAttempts(), 1), 1),
 		AccessLogs:  c.accessLogs(path, m.GetAccessLog()),
 	}
+	if c.env.Stats != nil {
+		o.Stats = c.env.Stats("tcp", m.GetStatPrefix(), listener.TCPStats)
+	}
 	switch t := m.GetClusterSpecifier().(type) {
 	case *tcpv3.TcpProxy_Cluster:
 		o.Clusters = []route.WeightedCluster{{Cluster: c.clusterRef(t.Cluster), Weight: 1}}

@@ -1,0 +1,39 @@
+// Command sallyport is a service mesh in one binary: sidecar, edge, control
+// plane and certificate authority. Each sub-command is a few lines that call
+// the package that does the work.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := root().ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		// One line for each thing that is wrong.
+		for line := range strings.Lines(err.Error()) {
+			fmt.Fprintln(os.Stderr, "sallyport:", strings.TrimRight(line, "\n"))
+		}
+		os.Exit(1)
+	}
+}
+
+func root() *cobra.Command {
+	c := &cobra.Command{
+		Use:           "sallyport",
+		Short:         "A service mesh sidecar, API gateway and control plane that speaks Envoy's xDS",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	c.AddCommand(sidecarCommand())
+	return c
+}

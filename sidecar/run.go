@@ -1,0 +1,437 @@
+// Package sidecar is the data plane as a whole, the edge included: it starts
+// workers, puts the configuration of a bootstrap and of a control plane in
+// force, serves the admin page, and drains. main calls it; everything that
+// runs for a request is in the packages below.
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"sallyport/certs/source"
+	"sallyport/sidecar/active"
+	"sallyport/sidecar/admin"
+	"sallyport/sidecar/ads"
+	"sallyport/sidecar/config"
+	"sallyport/sidecar/filter"
+	"sallyport/sidecar/listener"
+	"sallyport/sidecar/loop"
+	"sallyport/sidecar/metric"
+	"sallyport/sidecar/secret"
+	"sallyport/sidecar/telemetry"
+	"sallyport/sidecar/upstream"
+)
+
+// Version of the program, as the admin page and the control plane see it.
+const Version = "0.1.0"
+
+// Options of Run. Either Config or ConfigYAML or Mesh is required.
+type Options struct {
+	Config      string // bootstrap file (-c)
+	ConfigYAML  string // merged onto it (--config-yaml)
+	Mesh        *Mesh  // instead of a file: a part of a mesh
+	Concurrency int    // workers; 0: as many as there are CPUs to use
+	// Node, Cluster and Zone override the bootstrap's node (--service-node, …).
+	Node, Cluster, Zone string
+	// DrainTime is how long connections may take to end when the process
+	// is told to (--drain-time-s); 0 is 5 s.
+	DrainTime time.Duration
+	// Identity is the process's own, for secrets of secret.IdentityCluster; nil without one.
+	Identity source.Source
+	// CacheDir keeps the last good configuration over a restart; "": nowhere.
+	CacheDir string
+	Log      *slog.Logger
+	Level    *slog.LevelVar
+}
+
+// cacheAfter is how long the control plane may take to answer at a start before
+// the configuration kept on disk is used.
+const cacheAfter = 3 * time.Second
+
+// DefaultDrainTime is how long a process waits for its connections to end.
+const DefaultDrainTime = 5 * time.Second
+
+// load reads the bootstrap.
+func (o *Options) load() (*config.Bootstrap, error) {
+	text := o.ConfigYAML
+	if o.Mesh != nil {
+		m, err := o.Mesh.Bootstrap()
+		if err != nil {
+			return nil, err
+		}
+		// As text, so that a mesh bootstrap goes the way of every other.
+		b, err := protojson.Marshal(m)
+		if err != nil {
+			return nil, err
+		}
+		text = string(b)
+	}
+	b, err := config.Load(o.Config, text)
+	if err != nil {
+		return nil, err
+	}
+	if b.Node == nil {
+		b.Node = &corev3.Node{}
+	}
+	if o.Node != "" {
+		b.Node.Id = o.Node
+	}
+	if o.Cluster != "" {
+		b.Node.Cluster = o.Cluster
+	}
+	if o.Zone != "" {
+		if b.Node.Locality == nil {
+			b.Node.Locality = &corev3.Locality{}
+		}
+		b.Node.Locality.Zone = o.Zone
+	}
+	return b, nil
+}
+
+// process is everything that runs.
+type process struct {
+	o        Options
+	log      *slog.Logger
+	boot     *config.Bootstrap
+	workers  []*loop.Worker
+	wait     sync.WaitGroup
+	metrics  *metric.Registry
+	clusters *upstream.Registry
+	server   *listener.Server
+	secrets  *secret.Store
+	logs     *telemetry.Logs
+	tracers  *telemetry.Tracers
+	state    *active.State
+	client   *ads.Client
+	started  time.Time
+	draining atomic.Bool
+	quit     context.CancelFunc
+}
+
+// Run serves until ctx ends, then drains. It returns an error only where the
+// process could not start.
+func Run(ctx context.Context, o Options) error {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	boot, err := o.load()
+	if err != nil {
+		return err
+	}
+	ctx, quit := context.WithCancel(ctx)
+	defer quit()
+	p := &process{o: o, log: o.Log, boot: boot, started: time.Now(), quit: quit}
+	if err := p.start(); err != nil {
+		p.stop()
+		return err
+	}
+	defer p.stop()
+	page, err := p.admin()
+	if err != nil {
+		return err
+	}
+	if page != nil {
+		defer page.Close()
+	}
+	if err := p.connect(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-p.state.Ready():
+		p.log.Info("ready", "listeners", p.addresses(), "workers", len(p.workers))
+		<-ctx.Done()
+	case <-ctx.Done():
+	}
+	p.drain()
+	return nil
+}
+
+// start makes the workers and puts the static resources in force.
+func (p *process) start() error {
+	n := p.o.Concurrency
+	if n <= 0 {
+		n = runtime.GOMAXPROCS(0)
+	}
+	for i := range n {
+		w, err := loop.New(i)
+		if err != nil {
+			return err
+		}
+		p.workers = append(p.workers, w)
+		p.wait.Go(w.Run)
+	}
+	p.metrics = metric.NewRegistry(n)
+	p.clusters = upstream.NewRegistry(p.workers, p.metrics, p.log)
+	p.server = listener.NewServer(p.workers, p.clusters, p.metrics, p.log)
+	p.logs = telemetry.NewLogs(p.log)
+	p.tracers = telemetry.NewTracers(func(ctx context.Context, cluster string) (net.Conn, error) {
+		return p.clusters.Dial(ctx, cluster)
+	}, p.boot.GetNode().GetId(), p.boot.GetNode().GetCluster(), p.log)
+	p.secrets = secret.NewStore(secret.Options{Identity: p.identity(), Log: p.log})
+	var err error
+	if p.state, err = p.newState(engine{p.clusters, p.server}); err != nil {
+		return err
+	}
+	return p.state.Start(p.boot)
+}
+
+func (p *process) identity() secret.Identity {
+	if p.o.Identity == nil {
+		return nil
+	}
+	return identity{p.o.Identity}
+}
+
+func (p *process) newState(publisher active.Publisher) (*active.State, error) {
+	o := active.Options{Publisher: publisher, Secrets: p.secrets, Log: p.log, Env: config.Env{
+		Cluster:      func(name string) any { return p.clusters.Ref(name) },
+		Stats:        p.metrics.Set,
+		AccessLog:    p.logs.Compile,
+		Tracer:       p.tracers.Compile,
+		HeaderFormat: telemetry.HeaderFormat,
+		Metrics:      p.metrics,
+		Memory:       filter.NewMemory(),
+	}}
+	if p.o.CacheDir != "" {
+		c, err := active.NewCache(p.o.CacheDir, cacheAfter, p.log)
+		if err != nil {
+			return nil, err
+		}
+		o.Cache = c
+	}
+	return active.New(o), nil
+}
+
+// engine puts compiled configuration in force (active.Publisher).
+type engine struct {
+	clusters *upstream.Registry
+	server   *listener.Server
+}
+
+func (e engine) AddListener(c *listener.Config) error    { return e.server.Apply(c) }
+func (e engine) UpdateListener(c *listener.Config) error { return e.server.Apply(c) }
+func (e engine) RemoveListener(name string)              { e.server.Remove(name) }
+func (e engine) SetCluster(c *upstream.Config)           { e.clusters.Set(c) }
+func (e engine) RemoveCluster(name string)               { e.clusters.Remove(name) }
+func (e engine) SetEndpoints(cluster string, endpoints []upstream.Endpoint, drop uint32) {
+	e.clusters.SetEndpoints(cluster, endpoints, drop)
+}
+
+// connect starts the xDS client, where the bootstrap names a control plane.
+func (p *process) connect(ctx context.Context) error {
+	if p.boot.Dynamic().Cluster == "" {
+		return nil
+	}
+	client, conn, err := p.state.Connect(Version)
+	if err != nil {
+		return err
+	}
+	p.client = client
+	p.wait.Go(func() {
+		p.client.Run(ctx)
+		conn.Close()
+	})
+	return nil
+}
+
+// drain stops accepting and waits for connections to end.
+func (p *process) drain() {
+	p.draining.Store(true)
+	limit := p.o.DrainTime
+	if limit == 0 {
+		limit = DefaultDrainTime
+	}
+	p.log.Info("draining", "connections", p.server.Open(), "at_most", limit)
+	p.server.Drain()
+	deadline := time.After(limit)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for p.server.Open() > 0 {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			p.log.Warn("drain time is over; the remaining connections are closed", "connections", p.server.Open())
+			return
+		}
+	}
+}
+
+// stop ends everything; it is safe after a start that failed half-way.
+func (p *process) stop() {
+	if p.quit != nil {
+		p.quit()
+	}
+	if p.state != nil {
+		p.state.Close()
+	}
+	if p.clusters != nil {
+		p.clusters.Close()
+	}
+	for _, w := range p.workers {
+		w.Stop()
+	}
+	p.wait.Wait()
+	if p.tracers != nil {
+		p.tracers.Close()
+	}
+	if p.logs != nil {
+		p.logs.Close()
+	}
+	if p.secrets != nil {
+		p.secrets.Close()
+	}
+}
+
+func (p *process) addresses() map[string][]string {
+	m := map[string][]string{}
+	for name, list := range p.server.Addresses() {
+		for _, a := range list {
+			m[name] = append(m[name], a.String())
+		}
+	}
+	return m
+}
+
+func (p *process) admin() (*admin.Server, error) {
+	a := p.boot.GetAdmin().GetAddress()
+	if a == nil {
+		return nil, nil
+	}
+	address := "unix:" + a.GetPipe().GetPath()
+	if s := a.GetSocketAddress(); s != nil {
+		address = net.JoinHostPort(s.GetAddress(), strconv.Itoa(int(s.GetPortValue())))
+	}
+	return admin.Listen(address, admin.Source{
+		Metrics:      p.metrics,
+		Clusters:     p.clusters.Clusters,
+		State:        p.status,
+		Reason:       p.reason,
+		ConfigDump:   p.state.Dump,
+		Warnings:     p.warnings,
+		Listeners:    p.addresses,
+		Certificates: p.certificates,
+		Drain:        p.server.Drain,
+		Quit:         func() { p.quit() },
+		SetLevel:     p.setLevel,
+		Version:      Version,
+		Node:         p.boot.GetNode().GetId(),
+		Started:      p.started,
+	}, p.log)
+}
+
+func (p *process) status() string {
+	if p.draining.Load() {
+		return "DRAINING"
+	}
+	select {
+	case <-p.state.Ready():
+		return "LIVE"
+	default:
+		return "INITIALIZING"
+	}
+}
+
+func (p *process) reason() string {
+	if p.client == nil {
+		return ""
+	}
+	if s := p.client.Status(); !s.Connected && s.Error != "" {
+		return "no connection to the control plane: " + s.Error
+	}
+	return "waiting for the first configuration"
+}
+
+func (p *process) warnings() []string {
+	var out []string
+	for _, w := range slices.Concat(p.boot.Warnings, p.state.Warnings()) {
+		out = append(out, w.String())
+	}
+	return out
+}
+
+// certificate is what /certs shows of the process's own identity.
+type certificate struct {
+	ID        string    `json:"spiffe_id"`
+	NotBefore time.Time `json:"not_before"`
+	NotAfter  time.Time `json:"not_after"`
+	Renewals  uint64    `json:"renewals"`
+	Failures  uint64    `json:"failures"`
+	LastError string    `json:"last_error,omitempty"`
+}
+
+func (p *process) certificates() any {
+	if p.o.Identity == nil {
+		return []certificate{}
+	}
+	s := p.o.Identity.State()
+	c := certificate{ID: s.ID.String(), NotBefore: s.NotBefore, NotAfter: s.NotAfter, Renewals: s.Renewals, Failures: s.Failures}
+	if s.LastError != nil {
+		c.LastError = s.LastError.Error()
+	}
+	return []certificate{c}
+}
+
+func (p *process) setLevel(name string) error {
+	l, err := ParseLevel(name)
+	if err != nil {
+		return err
+	}
+	if p.o.Level == nil {
+		return errors.New("the log level cannot be changed in this process")
+	}
+	p.o.Level.Set(l)
+	return nil
+}
+
+// Validate loads and compiles a configuration without serving it, and writes
+// what is not implemented to w.
+func Validate(o Options, w io.Writer) error {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	boot, err := o.load()
+	if err != nil {
+		return err
+	}
+	p := &process{o: o, log: o.Log, boot: boot, metrics: metric.NewRegistry(0)}
+	p.clusters = upstream.NewRegistry(nil, p.metrics, p.log)
+	p.server = listener.NewServer(nil, p.clusters, p.metrics, p.log)
+	p.logs = telemetry.NewLogs(p.log)
+	p.tracers = telemetry.NewTracers(nil, "", "", p.log)
+	p.secrets = secret.NewStore(secret.Options{Identity: noIdentity{}, Log: p.log})
+	defer p.stop()
+	if p.state, err = p.newState(nowhere{}); err != nil {
+		return err
+	}
+	if err := p.state.Start(boot); err != nil {
+		return err
+	}
+	for _, line := range p.warnings() {
+		fmt.Fprintln(w, "warning:", line)
+	}
+	fmt.Fprintln(w, "configuration OK")
+	return nil
+}
+
+// nowhere is the publisher of Validate.
+type nowhere struct{}
+
+func (nowhere) AddListener(*listener.Config) error               { return nil }
+func (nowhere) UpdateListener(*listener.Config) error            { return nil }
+func (nowhere) RemoveListener(string)                            {}
+func (nowhere) SetCluster(*upstream.Config)                      {}
+func (nowhere) RemoveCluster(string)                             {}
+func (nowhere) SetEndpoints(string, []upstream.Endpoint, uint32) {}

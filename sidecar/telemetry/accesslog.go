@@ -1,0 +1,320 @@
+package telemetry
+
+import (
+	"cmp"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	filelogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	streamlogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
+
+	"sallyport/sidecar/stream"
+)
+
+var hostname = func() string { h, _ := os.Hostname(); return h }()
+
+func tlsVersion(v uint16) string {
+	return map[uint16]string{tls.VersionTLS10: "TLSv1", tls.VersionTLS11: "TLSv1.1", tls.VersionTLS12: "TLSv1.2", tls.VersionTLS13: "TLSv1.3"}[v]
+}
+
+// appender is Format or JSONFormat.
+type appender interface {
+	Append(dst []byte, s *stream.Stream) []byte
+}
+
+// fileLog is a compiled access log: it formats on the worker and hands the
+// bytes to the file's writer.
+type fileLog struct {
+	format appender
+	file   *logFile
+	wanted []func(*stream.Stream) bool
+}
+
+// Log implements stream.AccessLog.
+func (l *fileLog) Log(s *stream.Stream) {
+	for _, f := range l.wanted {
+		if !f(s) {
+			return
+		}
+	}
+	l.file.write(l.format, s)
+}
+
+// Logs owns the log files of the process: one writer per path, however many
+// access logs name it. Safe for concurrent use.
+type Logs struct {
+	log   *slog.Logger
+	mu    sync.Mutex
+	files map[string]*logFile
+	wg    sync.WaitGroup
+}
+
+// NewLogs returns an empty set of log files; log hears of what cannot be written.
+func NewLogs(log *slog.Logger) *Logs { return &Logs{log: log, files: map[string]*logFile{}} }
+
+// Bounds of a log file's queue: what a slow disk makes wait is bounded, and
+// dropped beyond it; a worker never waits for a disk.
+const (
+	logBatch = 64 << 10
+	logQueue = 4 << 20
+)
+
+// logFile gathers lines from all workers and writes them from a goroutine.
+type logFile struct {
+	path    string
+	mu      sync.Mutex // held for a copy of one line
+	pending []byte
+	spare   []byte
+	wake    chan struct{}
+	closed  bool
+	dropped atomic.Uint64
+	out     io.Writer
+	log     *slog.Logger
+}
+
+func (l *logFile) write(f appender, s *stream.Stream) {
+	l.mu.Lock()
+	if l.closed || len(l.pending) > logQueue {
+		l.mu.Unlock()
+		l.dropped.Add(1)
+		return
+	}
+	l.pending = f.Append(l.pending, s)
+	l.mu.Unlock()
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (l *logFile) run() {
+	failed := false
+	for range l.wake {
+		for {
+			l.mu.Lock()
+			batch := l.pending
+			l.pending = l.spare[:0]
+			closed := l.closed
+			l.mu.Unlock()
+			if len(batch) > 0 {
+				if _, err := l.out.Write(batch); err != nil && !failed {
+					failed = true
+					l.log.Error("access log cannot be written; lines are lost", "path", l.path, "error", err)
+				} else if err == nil {
+					failed = false
+				}
+			}
+			if cap(batch) > logBatch {
+				batch = nil // a burst does not pin memory
+			}
+			l.spare = batch
+			l.mu.Lock()
+			more := len(l.pending) > 0
+			l.mu.Unlock()
+			if closed {
+				return
+			}
+			if !more {
+				break
+			}
+		}
+	}
+}
+
+// open returns the writer of a path, "/dev/stdout" and "/dev/stderr" included.
+func (l *Logs) open(path string) (*logFile, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if f := l.files[path]; f != nil {
+		return f, nil
+	}
+	var out io.Writer
+	switch path {
+	case "/dev/stdout":
+		out = os.Stdout
+	case "/dev/stderr":
+		out = os.Stderr
+	default:
+		// 0640: requests name people.
+		file, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+		if err != nil {
+			return nil, fmt.Errorf("access log: %w", err)
+		}
+		out = file
+	}
+	f := &logFile{path: path, wake: make(chan struct{}, 1), out: out, log: l.log}
+	l.files[path] = f
+	l.wg.Go(f.run)
+	return f, nil
+}
+
+// Close writes what waits and ends the writers.
+func (l *Logs) Close() {
+	l.mu.Lock()
+	for _, f := range l.files {
+		f.mu.Lock()
+		f.closed = true
+		f.mu.Unlock()
+		select {
+		case f.wake <- struct{}{}:
+		default:
+		}
+	}
+	l.mu.Unlock()
+	l.wg.Wait()
+}
+
+// Compile makes an access log of its configuration; what is not implemented is refused by name.
+func (l *Logs) Compile(cfg *accesslogv3.AccessLog) (stream.AccessLog, error) {
+	out := &fileLog{}
+	if cfg.GetFilter() != nil {
+		f, err := compileFilter(cfg.GetFilter())
+		if err != nil {
+			return nil, err
+		}
+		out.wanted = append(out.wanted, f)
+	}
+	any := cfg.GetTypedConfig()
+	var path string
+	var format *corev3.SubstitutionFormatString
+	switch any.GetTypeUrl() {
+	case "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog":
+		var c filelogv3.FileAccessLog
+		if err := any.UnmarshalTo(&c); err != nil {
+			return nil, fmt.Errorf("access log: %w", err)
+		}
+		path = c.GetPath()
+		switch f := c.GetAccessLogFormat().(type) {
+		case *filelogv3.FileAccessLog_LogFormat:
+			format = f.LogFormat
+		case *filelogv3.FileAccessLog_Format:
+			format = inline(f.Format)
+		case *filelogv3.FileAccessLog_JsonFormat:
+			format = &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: f.JsonFormat}}
+		case *filelogv3.FileAccessLog_TypedJsonFormat:
+			format = &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: f.TypedJsonFormat}}
+		}
+	case "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog":
+		var c streamlogv3.StdoutAccessLog
+		if err := any.UnmarshalTo(&c); err != nil {
+			return nil, fmt.Errorf("access log: %w", err)
+		}
+		path, format = "/dev/stdout", c.GetLogFormat()
+	case "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StderrAccessLog":
+		var c streamlogv3.StderrAccessLog
+		if err := any.UnmarshalTo(&c); err != nil {
+			return nil, fmt.Errorf("access log: %w", err)
+		}
+		path, format = "/dev/stderr", c.GetLogFormat()
+	default:
+		return nil, fmt.Errorf("access log %q: extension %q is not implemented; file, stdout and stderr are", cfg.GetName(), any.GetTypeUrl())
+	}
+	a, err := compileFormat(format)
+	if err != nil {
+		return nil, fmt.Errorf("access log: %w", err)
+	}
+	out.format = a
+	if out.file, err = l.open(path); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func inline(s string) *corev3.SubstitutionFormatString {
+	return &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_TextFormatSource{
+		TextFormatSource: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: s}}}}
+}
+
+func compileFormat(f *corev3.SubstitutionFormatString) (appender, error) {
+	switch v := f.GetFormat().(type) {
+	case nil:
+		return Compile(DefaultFormat)
+	case *corev3.SubstitutionFormatString_JsonFormat:
+		return CompileJSON(v.JsonFormat)
+	case *corev3.SubstitutionFormatString_TextFormat:
+		return Compile(v.TextFormat)
+	case *corev3.SubstitutionFormatString_TextFormatSource:
+		s, ok := v.TextFormatSource.GetSpecifier().(*corev3.DataSource_InlineString)
+		if !ok {
+			return nil, fmt.Errorf("text_format_source: only inline_string is implemented")
+		}
+		return Compile(s.InlineString)
+	}
+	return nil, fmt.Errorf("format %T is not implemented", f.GetFormat())
+}
+
+// compileFilter makes a predicate of an access log filter.
+func compileFilter(f *accesslogv3.AccessLogFilter) (func(*stream.Stream) bool, error) {
+	switch v := f.GetFilterSpecifier().(type) {
+	case *accesslogv3.AccessLogFilter_StatusCodeFilter:
+		return compare(v.StatusCodeFilter.GetComparison(), func(s *stream.Stream) uint64 { return uint64(s.Status) }), nil
+	case *accesslogv3.AccessLogFilter_DurationFilter:
+		return compare(v.DurationFilter.GetComparison(), func(s *stream.Stream) uint64 { return uint64(s.Duration.Milliseconds()) }), nil
+	case *accesslogv3.AccessLogFilter_RuntimeFilter:
+		p := v.RuntimeFilter.GetPercentSampled()
+		of := map[string]uint32{"HUNDRED": 100, "TEN_THOUSAND": 10000, "MILLION": 1000000}[p.GetDenominator().String()]
+		return func(*stream.Stream) bool { return rand.Uint32N(max(of, 1)) < p.GetNumerator() }, nil
+	case *accesslogv3.AccessLogFilter_ResponseFlagFilter:
+		flags := v.ResponseFlagFilter.GetFlags()
+		return func(s *stream.Stream) bool {
+			if len(flags) == 0 {
+				return s.Flags != 0
+			}
+			for _, f := range flags {
+				if s.Flags.Has(f) {
+					return true
+				}
+			}
+			return false
+		}, nil
+	case *accesslogv3.AccessLogFilter_AndFilter:
+		return combine(v.AndFilter.GetFilters(), true)
+	case *accesslogv3.AccessLogFilter_OrFilter:
+		return combine(v.OrFilter.GetFilters(), false)
+	}
+	return nil, fmt.Errorf("access log filter %T is not implemented", f.GetFilterSpecifier())
+}
+
+func compare(c *accesslogv3.ComparisonFilter, value func(*stream.Stream) uint64) func(*stream.Stream) bool {
+	limit := uint64(c.GetValue().GetDefaultValue())
+	op := c.GetOp()
+	return func(s *stream.Stream) bool {
+		switch n := cmp.Compare(value(s), limit); op {
+		case accesslogv3.ComparisonFilter_GE:
+			return n >= 0
+		case accesslogv3.ComparisonFilter_LE:
+			return n <= 0
+		case accesslogv3.ComparisonFilter_NE:
+			return n != 0
+		default:
+			return n == 0
+		}
+	}
+}
+
+func combine(filters []*accesslogv3.AccessLogFilter, all bool) (func(*stream.Stream) bool, error) {
+	var list []func(*stream.Stream) bool
+	for _, f := range filters {
+		c, err := compileFilter(f)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, c)
+	}
+	return func(s *stream.Stream) bool {
+		for _, f := range list {
+			if f(s) != all {
+				return !all
+			}
+		}
+		return all
+	}, nil
+}

@@ -1,0 +1,421 @@
+package upstream
+
+import (
+	"errors"
+	"time"
+
+	"sallyport/sidecar/conn"
+	"sallyport/sidecar/http1"
+	"sallyport/sidecar/http2"
+	"sallyport/sidecar/loop"
+	"sallyport/sidecar/message"
+	"sallyport/sidecar/metric"
+)
+
+// Client is one connection to a host that speaks HTTP. Owned by its worker.
+type Client struct {
+	pool     *Pool
+	priority int
+	conn     *conn.Conn
+	h1       *http1.ClientConn // one of the two once connected
+	h2       *http2.Conn
+
+	started   time.Time
+	connected bool
+	secured   bool  // TLS handshake was begun
+	failure   error // why TLS could not begin
+	retired   bool  // takes no new streams; closes when the last one ends
+	closed    bool
+	held      bool   // reading is paused until the codec goes on
+	served    uint32 // streams so far
+	idleSince time.Time
+	idleTimer loop.Timer
+}
+
+// Conn is the connection, for addresses in logs.
+func (c *Client) Conn() *conn.Conn { return c.conn }
+
+// Host is whose connection it is.
+func (c *Client) Host() *Host { return c.pool.host }
+
+// HTTP2 says which version is spoken.
+func (c *Client) HTTP2() bool { return c.h2 != nil }
+
+// Reused says whether an earlier request was made on the connection: a reset
+// before any byte of a response may then be the peer's idle timeout.
+func (c *Client) Reused() bool { return c.served > 1 }
+
+func (c *Cluster) dialOptions() conn.DialOptions {
+	return conn.DialOptions{ConnectTimeout: c.Config.ConnectTimeout, Source: c.Config.Source, KeepAlive: c.Config.KeepAlive, Limit: c.Config.BufferLimit}
+}
+
+func (c *Client) dial() {
+	p := c.pool
+	c.started = p.worker.Now()
+	p.cluster.breakers[c.priority].connections.Add(1)
+	p.stats.Inc(StatCxTotal)
+	p.stats.Add(StatCxActive, 1)
+	p.host.connects.Add(1)
+	c.conn = conn.Dial(p.worker, p.host.address, p.cluster.dialOptions(), c)
+}
+
+// errNoSecret closes a connection whose TLS could not begin.
+var errNoSecret = errors.New("TLS configuration is not available")
+
+// Connected is called when TCP is up and, after StartTLSClient, again when TLS is.
+func (c *Client) Connected() {
+	p := c.pool
+	if t := p.cluster.Config.TLS; t != nil && !c.secured {
+		c.secured = true
+		cfg, err := t.ClientConfig(p.host.hostname)
+		if err != nil {
+			c.failure = errors.Join(errNoSecret, err)
+			c.conn.Close()
+			return
+		}
+		c.conn.StartTLSClient(cfg)
+		return
+	}
+	c.connected = true
+	p.dialing--
+	p.stats.Observe(StatCxConnectMS, float64(p.worker.Now().Sub(c.started))/1e6)
+	proto := p.proto
+	if c.secured {
+		p.stats.Inc(StatTLSHandshake)
+		if proto == ALPN {
+			proto = HTTP1
+			if c.conn.TLS().NegotiatedProtocol == "h2" {
+				proto = HTTP2
+			}
+		}
+	}
+	cfg := p.cluster.Config
+	if proto == HTTP2 {
+		p.stats.Inc(StatCxHTTP2)
+		c.h2 = http2.NewClient(c.conn, &cfg.HTTP2)
+		c.h2.OnStreamClosed = c.streamClosed
+		c.h2.OnGoAway = c.retire
+		p.shared = append(p.shared, c)
+		c.h2.Start()
+	} else {
+		p.stats.Inc(StatCxHTTP1)
+		c.h1 = http1.NewClient(c.conn, &cfg.HTTP1)
+		c.h1.OnExchangeDone = c.streamClosed
+		c.h1.OnResume = c.unhold
+		c.h1.OnSendEOF = c.conn.CloseWrite
+	}
+	if p.host.flags.Load()&flagGone != 0 && p.first == nil {
+		c.retire()
+		return
+	}
+	p.serve(c)
+	if !c.closed && c.active() == 0 {
+		c.rest()
+	}
+}
+
+// active is the number of streams under way.
+func (c *Client) active() int {
+	switch {
+	case c.h2 != nil:
+		return c.h2.ActiveStreams()
+	case c.h1 != nil && !c.h1.Reusable() && !c.h1.ShouldClose():
+		return 1
+	}
+	return 0
+}
+
+// usable says whether new streams may be put on the connection.
+func (c *Client) usable() bool {
+	if !c.connected || c.retired || c.closed {
+		return false
+	}
+	return c.h2 == nil || !c.h2.Draining()
+}
+
+// room says whether one more stream fits now.
+func (c *Client) room() bool {
+	if c.h2 != nil {
+		return c.h2.Capacity() > 0
+	}
+	return c.h1.Reusable()
+}
+
+// attach opens a stream for the waiter.
+func (c *Client) attach(w *Waiter) {
+	c.served++
+	var s message.Sender
+	if c.h2 != nil {
+		stream, ok := c.h2.OpenStream(w.Requester)
+		if !ok {
+			// room() was asked just before; only a connection that broke meanwhile gets here.
+			w.Requester.Failed(message.ConnectionClosed, "the connection takes no more streams")
+			return
+		}
+		s = stream
+	} else {
+		s = c.h1.Open(w.Requester)
+	}
+	if limit := c.pool.cluster.Config.MaxRequests; limit > 0 && c.served >= limit && !c.retired {
+		c.pool.stats.Inc(StatCxMaxRequests)
+		c.retired = true
+		c.pool.shared = remove(c.pool.shared, c)
+	}
+	w.Requester.Ready(s, c)
+}
+
+// streamClosed is called by the codec when an exchange ended.
+func (c *Client) streamClosed() {
+	if c.closed {
+		return
+	}
+	if c.h1 != nil && !c.h1.Reusable() {
+		c.retired = true
+	}
+	if c.retired || c.h2 != nil && c.h2.Draining() {
+		if c.active() == 0 {
+			c.conn.CloseAfterFlush(time.Second)
+		}
+		return
+	}
+	c.pool.serve(c)
+	if !c.closed && c.active() == 0 {
+		c.rest()
+	}
+}
+
+// rest makes the connection wait for the next request, for the idle timeout at most.
+func (c *Client) rest() {
+	p := c.pool
+	if c.h1 != nil {
+		p.idle = append(p.idle, c)
+	}
+	// The timer is not moved for each request: it looks at idleSince when
+	// it fires, and sleeps for the rest.
+	c.idleSince = p.worker.Now()
+	if d := p.cluster.Config.IdleTimeout; d > 0 && !c.idleTimer.Scheduled() {
+		p.worker.Schedule(&c.idleTimer, d)
+	}
+}
+
+func (c *Client) idleFor() {
+	if c.closed {
+		return
+	}
+	w, d := c.pool.worker, c.pool.cluster.Config.IdleTimeout
+	if c.active() > 0 {
+		w.Schedule(&c.idleTimer, d)
+		return
+	}
+	if left := d - w.Now().Sub(c.idleSince); left > 0 {
+		w.Schedule(&c.idleTimer, left)
+		return
+	}
+	c.pool.stats.Inc(StatCxIdleTimeout)
+	c.retire()
+}
+
+// retire takes no more streams, and closes when the last one has ended.
+func (c *Client) retire() {
+	if c.closed {
+		return
+	}
+	c.retired = true
+	c.pool.idle = remove(c.pool.idle, c)
+	c.pool.shared = remove(c.pool.shared, c)
+	if c.connected && c.active() == 0 {
+		if c.h2 != nil {
+			c.h2.GoAway(true)
+		}
+		c.conn.CloseAfterFlush(time.Second)
+	}
+}
+
+// Data feeds the codec.
+func (c *Client) Data(p []byte) int {
+	if c.closed || c.h1 == nil && c.h2 == nil {
+		return len(p)
+	}
+	var n int
+	var err error
+	if c.h2 != nil {
+		n, err = c.h2.Feed(p)
+	} else {
+		n, err = c.h1.Feed(p)
+		if n < len(p) && err == nil && c.h1.Blocked() && !c.held {
+			c.held = true
+			c.conn.PauseRead()
+		}
+	}
+	if err != nil && !c.closed {
+		c.pool.stats.Inc(StatCxProtocolError)
+		c.closeCodec(message.ProtocolError)
+		c.conn.CloseAfterFlush(time.Second)
+		return len(p)
+	}
+	return n
+}
+
+// unhold reads on after the stream's Resume.
+func (c *Client) unhold() {
+	if c.held && !c.closed {
+		c.held = false
+		c.conn.ResumeRead()
+	}
+}
+
+// EOF ends the connection: a server that half-closes answers no more requests.
+func (c *Client) EOF() {
+	if c.h1 != nil {
+		c.h1.EOF()
+	}
+	if !c.closed {
+		c.closeCodec(message.ConnectionClosed)
+		c.conn.CloseAfterFlush(time.Second)
+	}
+}
+
+// Drained lets the codec send what waits.
+func (c *Client) Drained() {
+	if c.h2 != nil {
+		c.h2.Writable()
+	} else if c.h1 != nil {
+		c.h1.Writable()
+	}
+}
+
+// closeCodec ends every stream on the connection.
+func (c *Client) closeCodec(r message.Reason) {
+	if c.retired = true; c.h2 != nil {
+		c.h2.Closed(r)
+	} else if c.h1 != nil {
+		c.h1.Closed(r)
+	}
+}
+
+// Closed is the end of the connection, for whatever reason.
+func (c *Client) Closed(err error) {
+	if c.closed {
+		return
+	}
+	c.closed = true
+	c.idleTimer.Stop()
+	p := c.pool
+	p.forget(c)
+	p.cluster.breakers[c.priority].connections.Add(-1)
+	p.stats.Add(StatCxActive, -1)
+	p.stats.Inc(StatCxDestroy)
+	p.stats.Add(StatCxRxBytes, int64(c.conn.BytesRead()))
+	p.stats.Add(StatCxTxBytes, int64(c.conn.BytesWritten()))
+	if c.connected {
+		c.closeCodec(message.ConnectionClosed)
+		// Someone may wait for a place on this very connection.
+		if p.first != nil && len(p.all) == 0 {
+			p.dial(p.first.Priority)
+		}
+		return
+	}
+	p.dialing--
+	r, text := connectFailure(err, c.secured, c.failure)
+	countFailure(p.stats, r)
+	p.host.connectFails.Add(1)
+	p.host.ReportLocal(r)
+	p.fail(r, text)
+}
+
+// connectFailure says, in the words of logs, why a connection did not come up.
+func connectFailure(err error, secured bool, failure error) (message.Reason, string) {
+	switch {
+	case failure != nil:
+		return message.TLSFailure, failure.Error()
+	case errors.Is(err, conn.ErrConnectTimeout) && !secured:
+		return message.ConnectTimeout, "connection timeout"
+	case secured:
+		text := "TLS handshake failed"
+		if err != nil {
+			text += ": " + err.Error()
+		}
+		return message.TLSFailure, text
+	case err != nil:
+		return message.ConnectFailure, err.Error()
+	}
+	return message.ConnectFailure, "connection closed"
+}
+
+func countFailure(st *metric.Block, r message.Reason) {
+	st.Inc(StatCxConnectFail)
+	switch r {
+	case message.ConnectTimeout:
+		st.Inc(StatCxConnectTimeout)
+	case message.TLSFailure:
+		st.Inc(StatTLSFail)
+	}
+}
+
+// RawClient is a connection of the TCP proxy: it does the cluster's part (TLS,
+// counting) and passes everything else to the proxy.
+type RawClient struct {
+	Conn    *conn.Conn
+	host    *Host
+	stats   *metric.Block
+	next    conn.Handler
+	started time.Time
+	secured bool
+	up      bool
+	closed  bool
+	failure error
+	// Reason and Text say why the connection did not come up, when the
+	// proxy's Closed is called before its Connected.
+	Reason message.Reason
+	Text   string
+}
+
+// Connected starts TLS where the cluster has it, and tells the proxy when all is up.
+func (r *RawClient) Connected() {
+	if t := r.host.cluster.Config.TLS; t != nil && !r.secured {
+		r.secured = true
+		cfg, err := t.ClientConfig(r.host.hostname)
+		if err != nil {
+			r.failure = errors.Join(errNoSecret, err)
+			r.Conn.Close()
+			return
+		}
+		r.Conn.StartTLSClient(cfg)
+		return
+	}
+	r.up = true
+	r.stats.Observe(StatCxConnectMS, float64(r.Conn.Worker().Now().Sub(r.started))/1e6)
+	r.next.Connected()
+}
+
+// Data passes on.
+func (r *RawClient) Data(p []byte) int { return r.next.Data(p) }
+
+// EOF passes on.
+func (r *RawClient) EOF() { r.next.EOF() }
+
+// Drained passes on.
+func (r *RawClient) Drained() { r.next.Drained() }
+
+// Closed counts and passes on.
+func (r *RawClient) Closed(err error) {
+	if r.closed {
+		return
+	}
+	r.closed = true
+	r.host.cluster.breakers[0].connections.Add(-1)
+	r.host.active.Add(-1)
+	r.stats.Add(StatCxActive, -1)
+	r.stats.Inc(StatCxDestroy)
+	r.stats.Add(StatCxRxBytes, int64(r.Conn.BytesRead()))
+	r.stats.Add(StatCxTxBytes, int64(r.Conn.BytesWritten()))
+	if !r.up {
+		r.Reason, r.Text = connectFailure(err, r.secured, r.failure)
+		countFailure(r.stats, r.Reason)
+		r.host.connectFails.Add(1)
+		r.host.ReportLocal(r.Reason)
+	} else {
+		r.host.ReportLocal(0)
+	}
+	r.next.Closed(err)
+}

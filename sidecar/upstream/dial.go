@@ -1,0 +1,70 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+)
+
+// Dial opens a connection to a host of the named cluster, TLS included, for
+// calls made off the workers (telemetry, control plane). alpn, where not
+// empty, replaces the protocols that TLS offers.
+func (r *Registry) Dial(ctx context.Context, cluster string, alpn ...string) (net.Conn, error) {
+	c := r.Lookup(cluster)
+	if c == nil {
+		return nil, fmt.Errorf("cluster %q does not exist", cluster)
+	}
+	set := c.hosts.Load()
+	var errs []error
+	for _, healthyOnly := range []bool{true, false} {
+		for i := range set.entries {
+			h := set.entries[i].host
+			if healthyOnly != h.Healthy() {
+				continue
+			}
+			conn, err := h.dialNet(ctx, alpn)
+			if err == nil {
+				return conn, nil
+			}
+			errs = append(errs, fmt.Errorf("%s: %w", h, err))
+		}
+	}
+	if len(errs) == 0 {
+		return nil, fmt.Errorf("cluster %q has no endpoints", cluster)
+	}
+	return nil, fmt.Errorf("cluster %q: %w", cluster, errors.Join(errs...))
+}
+
+// dialNet connects with the standard library, TLS included.
+func (h *Host) dialNet(ctx context.Context, alpn []string) (net.Conn, error) {
+	network := "tcp"
+	if h.address.Path != "" {
+		network = "unix"
+	}
+	return dialNet(ctx, network, h.text, h.hostname, h.cluster.Config.TLS, alpn)
+}
+
+func dialNet(ctx context.Context, network, target, hostname string, secure ClientTLS, alpn []string) (net.Conn, error) {
+	c, err := (&net.Dialer{}).DialContext(ctx, network, target)
+	if err != nil || secure == nil {
+		return c, err
+	}
+	cfg, err := secure.ClientConfig(hostname)
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	if len(alpn) > 0 {
+		cfg = cfg.Clone()
+		cfg.NextProtos = slices.Clone(alpn)
+	}
+	t := tls.Client(c, cfg)
+	if err := t.HandshakeContext(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return t, nil
+}

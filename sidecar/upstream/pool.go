@@ -1,0 +1,295 @@
+package upstream
+
+import (
+	"sallyport/sidecar/conn"
+	"sallyport/sidecar/loop"
+	"sallyport/sidecar/message"
+	"sallyport/sidecar/metric"
+)
+
+// Requester is who asks a pool for a stream: one attempt of a request. It
+// also receives the response.
+type Requester interface {
+	message.Receiver
+	// Ready gives the stream to send the request on.
+	Ready(s message.Sender, c *Client)
+	// Failed says that no stream could be had; text is for logs.
+	Failed(r message.Reason, text string)
+}
+
+// Waiter is an attempt as the pool sees it, embedded in the Requester so that
+// waiting allocates nothing. It belongs to the pool's worker.
+type Waiter struct {
+	Requester Requester
+	// Fresh asks for a connection that no request was made on before: the
+	// retry after a kept connection turned out to be closed.
+	Fresh    bool
+	Priority int
+
+	pool       *Pool
+	next, prev *Waiter
+	queued     bool
+	counted    bool
+}
+
+// Pool is one worker's connections to one host. Owned by the worker.
+type Pool struct {
+	cluster *Cluster
+	host    *Host
+	worker  *loop.Worker
+	stats   *metric.Block
+	proto   Protocol
+
+	idle    []*Client // HTTP/1 connections without an exchange, the last used on top
+	shared  []*Client // HTTP/2 connections that take streams
+	all     []*Client // every connection, also dialing and draining ones
+	dialing int
+	first   *Waiter // who waits for a connection, oldest first
+	last    *Waiter
+	waiting int
+}
+
+// Pool returns the worker's pool for the host, for the protocol where the
+// cluster follows the downstream.
+func (h *Host) Pool(w *loop.Worker, downstream Protocol) *Pool {
+	cfg := h.cluster.Config
+	proto := cfg.Protocol
+	at := 2 * w.ID()
+	if proto == SameAsDownstream {
+		proto = downstream
+		if downstream == HTTP2 {
+			at++
+		}
+	}
+	p := h.pools[at]
+	if p == nil {
+		p = &Pool{cluster: h.cluster, host: h, worker: w, stats: h.cluster.Stats.At(w.ID()), proto: proto}
+		h.pools[at] = p
+	}
+	return p
+}
+
+// drain lets the connections of a host that was removed, or fails its health
+// check, finish what they carry.
+func (h *Host) drain(worker int) {
+	for _, p := range h.pools[2*worker : 2*worker+2] {
+		if p == nil {
+			continue
+		}
+		for _, c := range append([]*Client(nil), p.all...) {
+			c.retire()
+		}
+		// Whoever still waits for a connection keeps waiting for the ones being dialed.
+	}
+}
+
+// Acquire finds a stream for the attempt: Ready is called at once where a
+// connection is at hand, later where one must be made. A Reason other than 0
+// says that it is refused now, and no callback follows. Every Acquire that
+// was not refused is ended by Finish.
+func (p *Pool) Acquire(w *Waiter) message.Reason {
+	b, limits := &p.cluster.breakers[w.Priority], &p.cluster.Config.Breakers[w.Priority]
+	if b.requests.Load() >= int64(limits.Requests) {
+		p.stats.Inc(StatRqPendingOverflow)
+		return message.Overflow
+	}
+	w.pool = p
+	if c := p.available(w); c != nil {
+		p.begin(w)
+		c.attach(w)
+		return 0
+	}
+	if b.pending.Load() >= int64(limits.Pending) {
+		p.stats.Inc(StatRqPendingOverflow)
+		return message.Overflow
+	}
+	if !p.dialFor(w) {
+		p.stats.Inc(StatCxOverflow)
+		p.stats.Inc(StatRqPendingOverflow)
+		return message.Overflow
+	}
+	p.begin(w)
+	p.enqueue(w)
+	return 0
+}
+
+// begin counts an attempt; Finish takes it back.
+func (p *Pool) begin(w *Waiter) {
+	w.counted = true
+	p.cluster.breakers[w.Priority].requests.Add(1)
+	p.host.active.Add(1)
+	p.host.requests.Add(1)
+	p.stats.Inc(StatRqTotal)
+	p.stats.Add(StatRqActive, 1)
+}
+
+// Finish ends an attempt, whether it waits still, failed, or had its response.
+// It may be called more than once.
+func (w *Waiter) Finish() {
+	p := w.pool
+	if p == nil {
+		return
+	}
+	if w.queued {
+		p.dequeue(w)
+		p.stats.Inc(StatRqCancelled)
+	}
+	if w.counted {
+		w.counted = false
+		p.cluster.breakers[w.Priority].requests.Add(-1)
+		p.host.active.Add(-1)
+		p.stats.Add(StatRqActive, -1)
+	}
+	w.pool = nil
+}
+
+func (p *Pool) enqueue(w *Waiter) {
+	w.queued = true
+	w.prev, w.next = p.last, nil
+	if p.last != nil {
+		p.last.next = w
+	} else {
+		p.first = w
+	}
+	p.last = w
+	p.waiting++
+	p.cluster.breakers[w.Priority].pending.Add(1)
+	p.stats.Inc(StatRqPendingTotal)
+	p.stats.Add(StatRqPendingActive, 1)
+}
+
+func (p *Pool) dequeue(w *Waiter) {
+	if w.prev != nil {
+		w.prev.next = w.next
+	} else {
+		p.first = w.next
+	}
+	if w.next != nil {
+		w.next.prev = w.prev
+	} else {
+		p.last = w.prev
+	}
+	w.prev, w.next, w.queued = nil, nil, false
+	p.waiting--
+	p.cluster.breakers[w.Priority].pending.Add(-1)
+	p.stats.Add(StatRqPendingActive, -1)
+}
+
+// available returns an open connection that can take a stream now.
+func (p *Pool) available(w *Waiter) *Client {
+	if w.Fresh {
+		return nil
+	}
+	for len(p.idle) > 0 {
+		c := p.idle[len(p.idle)-1]
+		p.idle = p.idle[:len(p.idle)-1]
+		if c.usable() {
+			return c
+		}
+	}
+	for _, c := range p.shared {
+		if c.usable() && c.h2.Capacity() > 0 {
+			return c
+		}
+	}
+	return nil
+}
+
+// assumedStreams is how many waiting requests a connection that is being
+// dialed is trusted to carry, before the peer's SETTINGS are known.
+const assumedStreams = 100
+
+// dialFor sees to it that a connection is on its way for one more waiter. It
+// answers false where the circuit breaker forbids one and none is there to wait for.
+func (p *Pool) dialFor(w *Waiter) bool {
+	carries := 1
+	if p.proto == HTTP2 {
+		carries = assumedStreams
+	}
+	if p.dialing*carries > p.waiting {
+		return true
+	}
+	b := &p.cluster.breakers[w.Priority]
+	if b.connections.Load() >= int64(p.cluster.Config.Breakers[w.Priority].Connections) {
+		p.stats.Inc(StatCxOverflow)
+		return len(p.all) > 0
+	}
+	p.dial(w.Priority)
+	return true
+}
+
+// serve hands c to whoever waits, as far as it can carry; it is called when c
+// was opened or a stream on it ended.
+func (p *Pool) serve(c *Client) {
+	for p.first != nil && c.usable() && c.room() {
+		w := p.first
+		if w.Fresh && c.served > 0 {
+			break
+		}
+		p.dequeue(w)
+		c.attach(w)
+	}
+}
+
+// fail ends the wait of everyone in the queue: the host cannot be reached.
+func (p *Pool) fail(r message.Reason, text string) {
+	w := p.first
+	p.first, p.last = nil, nil
+	for w != nil {
+		// The list is taken apart before anyone is told, since a
+		// requester may come back to this very pool.
+		next := w.next
+		w.prev, w.next, w.queued = nil, nil, false
+		p.waiting--
+		p.cluster.breakers[w.Priority].pending.Add(-1)
+		p.stats.Add(StatRqPendingActive, -1)
+		p.stats.Inc(StatRqPendingFailure)
+		w.Requester.Failed(r, text)
+		w = next
+	}
+}
+
+func (p *Pool) dial(priority int) {
+	c := &Client{pool: p, priority: priority}
+	c.idleTimer.Init(c.idleFor)
+	p.all = append(p.all, c)
+	p.dialing++
+	c.dial()
+}
+
+func (p *Pool) forget(c *Client) {
+	p.all = remove(p.all, c)
+	p.idle = remove(p.idle, c)
+	p.shared = remove(p.shared, c)
+}
+
+func remove(list []*Client, c *Client) []*Client {
+	for i, o := range list {
+		if o == c {
+			last := len(list) - 1
+			list[i] = list[last]
+			list[last] = nil
+			return list[:last]
+		}
+	}
+	return list
+}
+
+// DialTCP opens a connection for the TCP proxy, under the cluster's circuit
+// breakers, TLS and timeouts. The handler's Connected or Closed follows. nil: the breaker is open.
+func (h *Host) DialTCP(w *loop.Worker, handler conn.Handler) *RawClient {
+	b := &h.cluster.breakers[0]
+	st := h.cluster.Stats.At(w.ID())
+	if b.connections.Load() >= int64(h.cluster.Config.Breakers[0].Connections) {
+		st.Inc(StatCxOverflow)
+		return nil
+	}
+	r := &RawClient{host: h, stats: st, next: handler, started: w.Now()}
+	b.connections.Add(1)
+	st.Inc(StatCxTotal)
+	st.Add(StatCxActive, 1)
+	h.connects.Add(1)
+	h.active.Add(1)
+	r.Conn = conn.Dial(w, h.address, h.cluster.dialOptions(), r)
+	return r
+}

@@ -1,0 +1,258 @@
+package upstream
+
+import (
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sort"
+	"sync"
+	"sync/atomic"
+
+	"sallyport/sidecar/loop"
+	"sallyport/sidecar/metric"
+)
+
+// Registry holds all clusters of a process. Configuration comes from one
+// goroutine (package sidecar); look-ups are safe for concurrent use.
+type Registry struct {
+	workers []*loop.Worker
+	metrics *metric.Registry
+	log     *slog.Logger
+
+	mu   sync.Mutex
+	refs map[string]*Ref
+}
+
+// Ref is a cluster by name, interned: a route holds a Ref, and finds the
+// cluster's current state with one load, also when the cluster comes, goes or
+// changes while the route stays.
+type Ref struct {
+	Name    string
+	cluster atomic.Pointer[Cluster]
+}
+
+// Cluster is the cluster as it is now, nil where there is none of that name.
+func (r *Ref) Cluster() *Cluster { return r.cluster.Load() }
+
+// NewRegistry returns an empty registry. Workers are indexed by their ID.
+func NewRegistry(workers []*loop.Worker, metrics *metric.Registry, log *slog.Logger) *Registry {
+	return &Registry{workers: workers, metrics: metrics, log: log, refs: map[string]*Ref{}}
+}
+
+// Ref returns the reference for a name; the cluster need not exist.
+func (r *Registry) Ref(name string) *Ref {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ref(name)
+}
+
+func (r *Registry) ref(name string) *Ref {
+	ref := r.refs[name]
+	if ref == nil {
+		ref = &Ref{Name: name}
+		r.refs[name] = ref
+	}
+	return ref
+}
+
+// Lookup returns the cluster of that name, nil where there is none. For
+// routes that take the name from a header; others hold a Ref.
+func (r *Registry) Lookup(name string) *Cluster {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if ref := r.refs[name]; ref != nil {
+		return ref.Cluster()
+	}
+	return nil
+}
+
+// Set adds a cluster, or updates one. Where only the endpoints differ, hosts
+// and their connections stay; otherwise new connections are made under the new
+// configuration and the old ones finish what they carry. Endpoints of an EDS
+// cluster that is updated stay in force until SetEndpoints.
+func (r *Registry) Set(cfg *Config) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ref := r.ref(cfg.Name)
+	old := ref.Cluster()
+	if old != nil && old.Config.Hash == cfg.Hash {
+		if cfg.Discovery == Static {
+			old.update(cfg.Endpoints, cfg.DropPercent)
+		}
+		return
+	}
+	c := newCluster(cfg, r)
+	switch {
+	case cfg.Discovery == Static:
+		c.update(cfg.Endpoints, cfg.DropPercent)
+	case cfg.Discovery == EDS && old != nil && old.Config.Discovery == EDS && old.Config.EDSName == cfg.EDSName:
+		c.update(old.endpointsNow())
+	}
+	ref.cluster.Store(c)
+	c.start()
+	if old != nil {
+		old.close()
+	}
+}
+
+// SetEndpoints is EDS's word on a cluster's endpoints.
+func (r *Registry) SetEndpoints(cluster string, endpoints []Endpoint, drop uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if ref := r.refs[cluster]; ref != nil && ref.Cluster() != nil {
+		ref.Cluster().update(endpoints, drop)
+	}
+}
+
+// Remove takes a cluster away; requests under way finish.
+func (r *Registry) Remove(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if ref := r.refs[name]; ref != nil {
+		if c := ref.cluster.Swap(nil); c != nil {
+			c.close()
+			r.metrics.Drop("cluster", c.Config.StatName)
+		}
+	}
+}
+
+// Clusters returns all clusters, sorted by name.
+func (r *Registry) Clusters() []*Cluster {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var all []*Cluster
+	for _, ref := range r.refs {
+		if c := ref.Cluster(); c != nil {
+			all = append(all, c)
+		}
+	}
+	sort.Slice(all, func(i, j int) bool { return all[i].Config.Name < all[j].Config.Name })
+	return all
+}
+
+// Close ends health checks, DNS and all pools.
+func (r *Registry) Close() {
+	for _, c := range r.Clusters() {
+		c.close()
+	}
+}
+
+// Status lists the hosts of a cluster for /clusters.
+func (c *Cluster) Status() []HostStatus {
+	set := c.hosts.Load()
+	out := make([]HostStatus, 0, len(set.entries))
+	for i := range set.entries {
+		e := &set.entries[i]
+		s := e.host.status(e)
+		s.Ejections, s.EjectedUntil = e.host.outlier.seen()
+		out = append(out, s)
+	}
+	return out
+}
+
+// endpointKey tells hosts apart: two endpoints with one key are one host.
+type endpointKey struct {
+	addr     netip.AddrPort
+	path     string
+	hostname string
+}
+
+func keyOf(e *Endpoint) endpointKey { return endpointKey{e.Address, e.Path, e.Hostname} }
+
+// update makes hosts of endpoints, keeping those that were there. It runs under the cluster's lock.
+func (c *Cluster) update(endpoints []Endpoint, drop uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.endpoints, c.drop = endpoints, drop
+	if c.Config.Discovery == StrictDNS || c.Config.Discovery == LogicalDNS {
+		return // resolved, and set by, the DNS goroutine
+	}
+	c.setHosts(endpoints)
+}
+
+func (c *Cluster) endpointsNow() ([]Endpoint, uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.endpoints, c.drop
+}
+
+// setHosts is called with c.mu held.
+func (c *Cluster) setHosts(endpoints []Endpoint) {
+	if c.closed {
+		return
+	}
+	known := make(map[endpointKey]*Host, len(c.entries))
+	for _, e := range c.entries {
+		known[e.key] = e.host
+	}
+	entries := make([]entry, 0, len(endpoints))
+	changed := 0
+	seen := make(map[endpointKey]bool, len(endpoints))
+	for i := range endpoints {
+		ep := &endpoints[i]
+		key := keyOf(ep)
+		if seen[key] {
+			continue
+		}
+		seen[key] = true
+		h := known[key]
+		if h == nil {
+			h = c.newHost(ep)
+			changed++
+		}
+		delete(known, key)
+		h.set(flagDiscovery, ep.Health == Unhealthy)
+		h.set(flagDraining, ep.Health == Draining)
+		h.set(flagDegraded, ep.Health == Degraded)
+		entries = append(entries, entry{host: h, key: key, weight: max(ep.Weight, 1), priority: ep.Priority, region: ep.Region, zone: ep.Zone})
+	}
+	var gone []*Host
+	for _, h := range known {
+		h.set(flagGone, true)
+		gone = append(gone, h)
+		changed++
+	}
+	c.entries = entries
+	st := c.Stats.Shared()
+	st.Inc(StatUpdates)
+	if changed > 0 {
+		st.Inc(StatMembershipChange)
+	}
+	c.publish()
+	if len(gone) > 0 {
+		c.drainHosts(gone)
+	}
+	if c.checker != nil {
+		c.checker.hosts(slices.Clone(entries))
+	}
+}
+
+// publish builds the host set that workers use. Called with c.mu held.
+func (c *Cluster) publish() {
+	set := newHostSet(c.Config, c.entries)
+	set.drop = c.drop
+	old := c.hosts.Swap(set)
+	st := c.Stats.Shared()
+	st.Add(StatMembershipTotal, int64(len(set.entries)-len(old.entries)))
+	st.Add(StatMembershipHealthy, int64(set.healthy-old.healthy))
+}
+
+// refresh rebuilds the host set after a host's health changed.
+func (c *Cluster) refresh() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.publish()
+	}
+}
+
+// drainHosts lets the pools of removed hosts finish what they carry, on each worker.
+func (c *Cluster) drainHosts(hosts []*Host) {
+	for _, w := range c.registry.workers {
+		w.Post(func() {
+			for _, h := range hosts {
+				h.drain(w.ID())
+			}
+		})
+	}
+}
