@@ -12,9 +12,14 @@ import (
 	"sallyport/integration/harness"
 )
 
-// h2specMisses are the cases of h2spec that sallyport fails on purpose or that cannot be passed, by "section: case", with the
-// reason. A case that fails and is not here fails the test, and so does one that is here and passes.
-var h2specMisses = map[string]string{}
+// The cases that sallyport misses, by "section: case", with the reason. A case that fails and is not listed fails the test, and so
+// does one that is listed and passes.
+var (
+	missedInCleartext = map[string]string{
+		"http2/3.5: Sends invalid connection preface": "a cleartext listener speaks both versions: what is no preface is a bad HTTP/1.1 request, and answered as one",
+	}
+	missedOverTLS = map[string]string{}
+)
 
 // TestHTTP2Conformance runs h2spec in strict mode against a listener, cleartext and over TLS.
 func TestHTTP2Conformance(t *testing.T) {
@@ -29,15 +34,15 @@ func TestHTTP2Conformance(t *testing.T) {
 	one := harness.NewBackend(t, "one").HTTP1().Handle(func(*harness.Message) string { return page })
 	proxy := harness.NewSidecar(t).Bootstrap(string(bootstrap)).Value("cert", id.CertPath).Value("key", id.KeyPath).
 		Backend("one", one).Run()
-	t.Run("cleartext", func(t *testing.T) { conform(t, proxy.Addr("h2c")) })
-	t.Run("TLS", func(t *testing.T) { conform(t, proxy.Addr("tls"), "-t", "-k") })
+	t.Run("cleartext", func(t *testing.T) { conform(t, proxy.Addr("h2c"), missedInCleartext) })
+	t.Run("TLS", func(t *testing.T) { conform(t, proxy.Addr("tls"), missedOverTLS, "-t", "-k") })
 }
 
-func conform(t *testing.T, addr string, args ...string) {
+func conform(t *testing.T, addr string, misses map[string]string, args ...string) {
 	cases := h2spec(t, addr, args...)
 	failed := 0
 	for name, failure := range cases {
-		why, known := h2specMisses[name]
+		why, known := misses[name]
 		switch {
 		case failure == "" && known:
 			t.Errorf("%s passes; take it from the list of known misses", name)
@@ -49,7 +54,7 @@ func conform(t *testing.T, addr string, args ...string) {
 			t.Errorf("miss: %s\n%s", name, failure)
 		}
 	}
-	for name := range h2specMisses {
+	for name := range misses {
 		if _, ran := cases[name]; !ran {
 			t.Errorf("no such case among the known misses: %s", name)
 		}
