@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -55,10 +56,19 @@ func (d *desk) setFail(err error) {
 	d.fail = err
 }
 
-func (d *desk) count() int {
+func (d *desk) count() int { return len(d.attempts()) }
+
+func (d *desk) attempts() []time.Time {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return len(d.asked)
+	return slices.Clone(d.asked)
+}
+
+// lastCurrent is what the last attempt had to show.
+func (d *desk) lastCurrent() *Identity {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.currents[len(d.currents)-1]
 }
 
 func newCA(t testing.TB, o ca.Options) *ca.Authority {
@@ -111,7 +121,7 @@ func TestRenewsAtHalfOfItsLife(t *testing.T) {
 			if waited < 27*time.Minute || waited > 33*time.Minute {
 				t.Errorf("renewal %d after %v, want 27m to 33m", i, waited)
 			}
-			if d.currents[len(d.currents)-1].SVID != svid {
+			if d.lastCurrent().SVID != svid {
 				t.Error("the renewal was not offered the current SVID")
 			}
 		}
@@ -145,8 +155,9 @@ func TestIssuerAway(t *testing.T) {
 		if n := d.count(); n < 50 || n > 150 {
 			t.Errorf("%d attempts in half an hour", n)
 		}
-		for i := 10; i < len(d.asked); i++ {
-			if gap := d.asked[i].Sub(d.asked[i-1]); gap < 15*time.Second || gap > 31*time.Second {
+		asked := d.attempts()
+		for i := 10; i < len(asked); i++ {
+			if gap := asked[i].Sub(asked[i-1]); gap < 15*time.Second || gap > 31*time.Second {
 				t.Errorf("attempt %d after %v", i, gap)
 			}
 		}
@@ -163,11 +174,9 @@ func TestIssuerAway(t *testing.T) {
 			t.Errorf("the bundle went with the SVID: %v", err)
 		}
 		time.Sleep(time.Minute)
-		d.mu.Lock()
-		if d.currents[len(d.currents)-1] != nil {
+		if d.lastCurrent() != nil {
 			t.Error("an expired SVID is offered as a proof")
 		}
-		d.mu.Unlock()
 
 		d.setFail(nil)
 		<-r.Updated()
