@@ -127,7 +127,7 @@ func TestSameAccessLogAsEnvoy(t *testing.T) {
 		{"timeout", harness.Request("GET", "/slow", ""), harness.Silence},
 		{"no healthy upstream", harness.Request("GET", "/empty", ""), ""},
 		{"connect failure", harness.Request("GET", "/dead", ""), ""},
-		{"upstream reset", harness.Request("GET", "/plain", ""), harness.Hangup},
+		{"upstream reset", harness.Request("POST", "/plain", "content"), harness.Hangup},
 		{"upstream 500", harness.Request("GET", "/plain", ""), harness.Response(500, "bad")},
 		{"bad request", "GET /plain HTTP/1.1\r\nhost: test.example\r\nx y: z\r\n\r\n", ""},
 	}
