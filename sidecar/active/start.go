@@ -46,6 +46,7 @@ func (s *State) Start(b *config.Bootstrap) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	b.Release()
 	if d.CDS || d.LDS {
 		s.startGate(d)
 	}

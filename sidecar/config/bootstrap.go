@@ -127,6 +127,10 @@ func (b *Bootstrap) check() error {
 	return b.At("", 0, r.Err())
 }
 
+// Release forgets the text of the files, which only errors need and which is
+// many times larger than what it says. At and UnknownCluster must not be called after it.
+func (b *Bootstrap) Release() { b.docs = nil }
+
 // At says where in the files the errors of a resource stand: err is what the
 // compile of the i-th element of a list of static_resources ("listeners", …)
 // returned; with "" that of the bootstrap itself.

@@ -71,13 +71,13 @@ func nearestType(url string) string {
 	if _, err := protoregistry.GlobalTypes.FindMessageByName(protoreflect.FullName(name)); err == nil {
 		return "; did you mean " + host + name + "?"
 	}
-	best, at := "", len(name)/4+1
+	best, at := "", 4 // a slip of the pen: another filter is not what was meant
 	protoregistry.GlobalTypes.RangeMessages(func(mt protoreflect.MessageType) bool {
 		c := string(mt.Descriptor().FullName())
 		if d := len(c) - len(name); d >= at || -d >= at || len(name) > 200 {
 			return true
 		}
-		if d := levenshtein.ComputeDistance(name, c); d < at || d == at && c < best {
+		if d := levenshtein.ComputeDistance(name, c); d < at {
 			best, at = c, d
 		}
 		return true
