@@ -272,7 +272,9 @@ func (s *Store) readIdentity(sl *slot, old *material) *material {
 		own, err = s.identity.Roots("")
 		v := &validation{pool: own, spiffe: true, depth: -1}
 		if sl.name == IdentityAllRoots {
-			v.byDomain = s.identity.Roots
+			// No hint for clients: one of our roots alone would keep
+			// those of other domains from showing their certificate.
+			v.byDomain, v.pool = s.identity.Roots, nil
 		} else if c, cerr := s.identity.Certificate(); cerr == nil {
 			if c, cerr = withLeaf(c); cerr == nil && len(c.Leaf.URIs) == 1 {
 				v.byDomain = only(c.Leaf.URIs[0].Host, own)
