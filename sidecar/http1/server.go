@@ -44,6 +44,9 @@ type ServerConn struct {
 	OnSendEOF func()
 	// Scheme is :scheme of the requests, where it is not that of Options.
 	Scheme string
+	// RefusalFields appends field lines, each with CRLF, to the head of a
+	// response that Refuse writes: Date and the like, which are the owner's to say.
+	RefusalFields func(b []byte) []byte
 
 	out      Output
 	o        *Options
@@ -303,14 +306,20 @@ func (c *ServerConn) Refuse(status int) {
 func (c *ServerConn) refuse(status int) {
 	b := c.out.Buffer()
 	text := reason(status)
-	f := b.Free(160 + len(text)*2)[:0]
+	var fields []byte
+	if c.RefusalFields != nil {
+		fields = c.RefusalFields(nil)
+	}
+	f := b.Free(160 + len(text)*2 + len(fields))[:0]
 	f = append(f, "HTTP/1.1 "...)
 	f = strconv.AppendInt(f, int64(status), 10)
 	f = append(f, ' ')
 	f = append(f, text...)
 	f = append(f, "\r\ncontent-length: "...)
 	f = strconv.AppendInt(f, int64(len(text)), 10)
-	f = append(f, "\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n"...)
+	f = append(f, "\r\ncontent-type: text/plain\r\n"...)
+	f = append(f, fields...)
+	f = append(f, "connection: close\r\n\r\n"...)
 	f = append(f, text...)
 	b.Extend(len(f))
 	c.answered, c.sent = true, true
@@ -365,6 +374,9 @@ func (c *ServerConn) Blocked() bool {
 	}
 	return false
 }
+
+// Answered says that the head of a response was sent in the exchange that is open.
+func (c *ServerConn) Answered() bool { return c.answered }
 
 // Idle says that no exchange is open and no byte of a head was consumed.
 func (c *ServerConn) Idle() bool { return c.phase == serverHead && c.reader == nil }

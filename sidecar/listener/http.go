@@ -71,6 +71,7 @@ func (h *httpServer) start1() {
 	if h.k.TLS != nil {
 		h.h1.Scheme = "https"
 	}
+	h.h1.RefusalFields = h.refusalFields
 	h.h1.OnMessageDone = h.unhold
 	h.h1.OnResume = h.unhold
 	h.h1.OnSendEOF = h.k.conn.CloseWrite
@@ -140,12 +141,12 @@ func (h *httpServer) data1(p []byte) int {
 		n += k
 		if err != nil {
 			h.stats.Inc(stream.StatCxProtocolError)
-			status := 400
+			status, detail := 400, "http1.codec_error"
 			var e *http1.Error
 			if errors.As(err, &e) {
-				status = e.Status
+				status, detail = e.Status, e.Detail
 			}
-			h.refused(status)
+			h.refused(status, detail)
 			h.h1.Refuse(status)
 		}
 		if h.h1.ShouldClose() {
@@ -167,8 +168,27 @@ func (h *httpServer) data1(p []byte) int {
 	return n
 }
 
-// refused counts a request that the codec did not take.
-func (h *httpServer) refused(status int) {
+// refusalFields are what every response of the manager has.
+func (h *httpServer) refusalFields(b []byte) []byte {
+	b = append(append(b, "date: "...), h.k.local.factory.Date()...)
+	if m := h.Manager(); m.ServerHeader != stream.ServerPassThrough {
+		b = append(append(b, "\r\nserver: "...), m.ServerName...)
+	}
+	return append(b, "\r\n"...)
+}
+
+// refused counts and logs a request that the codec did not take.
+func (h *httpServer) refused(status int, detail string) {
+	if h.h1.Answered() {
+		return // its stream has the line in the log
+	}
+	if logs := h.Manager().AccessLogs; len(logs) > 0 {
+		r := stream.Record(&h.k.Connection, h.k.Worker.Now())
+		r.Manager, r.Status, r.Flags, r.Details = h.Manager(), status, stream.FlagDPE, detail
+		for _, l := range logs {
+			l.Log(r)
+		}
+	}
 	h.stats.Inc(stream.StatRqTotal)
 	h.stats.Inc(stream.StatRq1xx + status/100 - 1)
 	h.stats.Inc(stream.StatRqInvalid)
@@ -245,6 +265,13 @@ func (h *httpServer) Manager() *stream.Manager { return h.k.chain.HTTP }
 
 // Draining says that the connection ends.
 func (h *httpServer) Draining() bool { return h.draining }
+
+// Last makes the next response say "connection: close".
+func (h *httpServer) Last() {
+	if h.h1 != nil {
+		h.h1.Drain()
+	}
+}
 
 // StreamDone is a stream's word that it is over.
 func (h *httpServer) StreamDone(*stream.Stream) {
@@ -326,7 +353,7 @@ func (h *httpServer) headTimeout() {
 	}
 	h.stats.Inc(stream.StatRqTimeout)
 	if h.h1 != nil {
-		h.refused(408)
+		h.refused(408, "request_header_timeout")
 		h.h1.Refuse(408)
 	}
 	h.end()

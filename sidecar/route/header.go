@@ -73,35 +73,45 @@ func (m *HeaderMatcher) Name() string { return m.name }
 // Match says whether the head matches. As in Envoy, a field that is missing
 // matches nothing but present_match, inverted or not, unless it is to be
 // treated as empty.
+//
+// A field that is repeated is matched value by value, and matches where one of
+// them does: joined, "guest,admin" would pass a denial of "guest" (CVE-2026-26308).
 func (m *HeaderMatcher) Match(h *message.Head) bool {
-	v, ok := fieldValue(h, m.known, m.name)
-	if !ok && !m.missingEmpty {
-		return m.kind == headerPresent && m.present == m.invert
+	found, matched := false, false
+	switch {
+	case m.known != message.Unknown && !h.Has(m.known):
+	case m.known != message.Unknown && m.known <= message.Status:
+		found, matched = true, m.matchValue(h.Get(m.known)) // a pseudo-header field is there once
+	default:
+		for i := 0; i < h.Len() && !matched; i++ {
+			if m.known != message.Unknown && h.NameAt(i) != m.known {
+				continue
+			}
+			if name, v := h.At(i); m.known != message.Unknown || name == m.name {
+				found, matched = true, m.matchValue(v)
+			}
+		}
 	}
-	matched := false
-	switch m.kind {
-	case headerPresent:
-		matched = m.present
-	case headerString:
-		matched = m.value.Match(v)
-	case headerRange:
-		n, err := strconv.ParseInt(string(bytes.TrimSpace(v)), 10, 64)
-		matched = err == nil && m.start <= n && n < m.end
+	if !found {
+		if !m.missingEmpty {
+			return m.kind == headerPresent && m.present == m.invert
+		}
+		matched = m.matchValue(nil)
 	}
 	return matched != m.invert
 }
 
-// fieldValue is all values of a field.
-func fieldValue(h *message.Head, known message.Name, name string) ([]byte, bool) {
-	if known != message.Unknown {
-		if !h.Has(known) {
-			return nil, false
-		}
-		if known <= message.Status {
-			return h.Get(known), true // a pseudo-header field is there once
-		}
+func (m *HeaderMatcher) matchValue(v []byte) bool {
+	switch m.kind {
+	case headerPresent:
+		return m.present
+	case headerString:
+		return m.value.Match(v)
+	case headerRange:
+		n, err := strconv.ParseInt(string(bytes.TrimSpace(v)), 10, 64)
+		return err == nil && m.start <= n && n < m.end
 	}
-	return h.Joined(name)
+	return false
 }
 
 // QueryMatcher is a compiled envoy.config.route.v3.QueryParameterMatcher: it

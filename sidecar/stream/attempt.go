@@ -287,7 +287,7 @@ func (s *Stream) repeatFresh(r message.Reason) bool {
 	if s.replied || a.responded || a.fresh || a.client == nil || !a.client.Reused() {
 		return false
 	}
-	safe := r == message.Refused || (r == message.ConnectionClosed || r == message.RemoteReset) && s.idempotent()
+	safe := r == message.Refused || r == message.ConnectionClosed && s.idempotent()
 	if !safe || !s.headOnly {
 		return false
 	}

@@ -33,6 +33,8 @@ type Owner interface {
 	Manager() *Manager
 	// Draining says that the connection should end after this response.
 	Draining() bool
+	// Last makes the response that is about to be sent the connection's last.
+	Last()
 	// StreamDone tells that the stream is over.
 	StreamDone(s *Stream)
 }
@@ -115,11 +117,30 @@ func (s *Stream) Head(h *message.Head, end bool) {
 		s.fail(f)
 		return
 	}
+	s.expect()
 	s.match()
 	if t := s.Manager.Tracer; t != nil {
 		s.Span = t.Start(s)
 	}
 	s.filter(0)
+}
+
+// expect answers a client that waits for 100 before it sends its content
+// (RFC 9110 §10.1.1): the proxy takes the content in any case, so the word is
+// its own to give, and the upstream is not asked.
+func (s *Stream) expect() {
+	if s.Manager.Proxy100 || !s.Request.Has(message.Expect) || !equalFold(s.Request.Get(message.Expect), "100-continue") {
+		return
+	}
+	s.Request.RemoveName(message.Expect)
+	if s.received || s.Protocol == ProtocolHTTP10 {
+		return
+	}
+	h := &s.Response
+	h.Reset()
+	h.SetStatus(100)
+	s.down.Head(h, false)
+	h.Reset()
 }
 
 func (s *Stream) begin() {

@@ -58,6 +58,11 @@ func (s *Stream) sendHead(end bool) {
 		}
 	}
 	s.replied = true
+	if !s.received && !s.tunnel && s.Protocol != ProtocolHTTP2 {
+		// The client should not have to find out that nobody waits for the
+		// rest of its request on this connection.
+		s.owner.Last()
+	}
 	s.down.Head(h, end)
 	if end {
 		s.responseSent()

@@ -15,12 +15,13 @@ import (
 // match finds the route in the table of this moment, so that a change is in
 // force at the next request of an open connection.
 func (s *Stream) match() {
-	s.Route, s.forward, s.weighted = nil, nil, nil
+	s.Route, s.forward, s.weighted, s.Cluster = nil, nil, nil, ""
 	t := s.Manager.Routes.Table()
 	if t == nil {
 		return
 	}
-	s.Route = t.Match(&s.Request, s.random, route.MatchInfo{TLS: s.Conn.TLS != nil})
+	known := s.Conn.Peer.Cert != nil // a certificate that was not verified ends the handshake
+	s.Route = t.Match(&s.Request, s.random, route.MatchInfo{TLS: s.Conn.TLS != nil, ClientCert: known, Validated: known, Internal: s.Request.Has(message.XEnvoyInternal)})
 	if s.Route == nil || s.Route.Forward == nil {
 		return
 	}
@@ -37,6 +38,9 @@ func (s *Stream) match() {
 			}
 			at -= w.Weight
 		}
+	}
+	if s.weighted != nil {
+		s.Cluster = s.weighted.Cluster.Name
 	}
 }
 
@@ -369,6 +373,9 @@ func (s *Stream) rewriteHost(host []byte) {
 	h := &s.Request
 	if s.forward.AppendXFHost && !h.Has(message.XForwardedHost) {
 		h.SetName(message.XForwardedHost, append([]byte(nil), h.Get(message.Authority)...))
+	}
+	if !s.Manager.SuppressEnvoyHeaders && h.Lookup("x-envoy-original-host") == nil {
+		h.Add([]byte("x-envoy-original-host"), append([]byte(nil), h.Get(message.Authority)...))
 	}
 	h.SetName(message.Authority, host)
 }

@@ -160,8 +160,8 @@ func (t *Tracers) exporter(cfg *tracev3.OpenTelemetryConfig) (sdktrace.SpanExpor
 	if err != nil {
 		return nil, err
 	}
-	return otlptrace.NewUnstarted(otlptracegrpc.NewClient(otlptracegrpc.WithGRPCConn(conn),
-		otlptracegrpc.WithTimeout(cmp.Or(g.GetTimeout().AsDuration(), 10*time.Second)))), nil
+	return otlptrace.New(context.Background(), otlptracegrpc.NewClient(otlptracegrpc.WithGRPCConn(conn),
+		otlptracegrpc.WithTimeout(cmp.Or(g.GetTimeout().AsDuration(), 10*time.Second))))
 }
 
 // Close exports what waits, for at most two seconds.

@@ -292,7 +292,7 @@ func quoteless(s string) string {
 
 // quote shortens and escapes a value so that the error stays on one line.
 func quote(s string) string {
-	const most = 60
+	const most = 200
 	if len(s) > most {
 		s = strings.ToValidUTF8(s[:most], "") + "…"
 	}

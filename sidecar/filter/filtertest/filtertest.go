@@ -116,6 +116,9 @@ func (r *Rig) Manager() *stream.Manager { return r.manager }
 // Draining is never.
 func (r *Rig) Draining() bool { return false }
 
+// Last is of no account: the rig has no connection that could end.
+func (r *Rig) Last() {}
+
 // StreamDone is the end of a stream.
 func (r *Rig) StreamDone(*stream.Stream) {}
 
