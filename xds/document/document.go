@@ -30,11 +30,11 @@ const (
 
 // Problem is one mistake, on one line.
 type Problem struct {
-	File         string `json:"file"`
-	Line         int    `json:"line,omitempty"`
-	Column       int    `json:"column,omitempty"`
-	Field        string `json:"field,omitempty"` // from the document's root: "spec.rules[0].backendRefs[1].name"
-	Text         string `json:"text"`
+	File   string `json:"file"`
+	Line   int    `json:"line,omitempty"`
+	Column int    `json:"column,omitempty"`
+	Field  string `json:"field,omitempty"` // from the document's root: "spec.rules[0].backendRefs[1].name"
+	Text   string `json:"text"`
 }
 
 // Error is "file:line:column: field: what is wrong".
