@@ -295,15 +295,18 @@ func (c *ServerConn) misuse() {
 }
 
 // Refuse answers with a bare response of that status, if no response head was
-// sent in this exchange, and ends the connection: ShouldClose is true then.
-func (c *ServerConn) Refuse(status int) {
+// sent in this exchange, and ends the connection: ShouldClose is true then. It
+// returns the length of the response's content, -1 where there was none.
+func (c *ServerConn) Refuse(status int) (n int) {
+	n = -1
 	if !c.answered {
-		c.refuse(status)
+		n = c.refuse(status)
 	}
 	c.shut()
+	return n
 }
 
-func (c *ServerConn) refuse(status int) {
+func (c *ServerConn) refuse(status int) int {
 	b := c.out.Buffer()
 	text := reason(status)
 	var fields []byte
@@ -324,6 +327,7 @@ func (c *ServerConn) refuse(status int) {
 	b.Extend(len(f))
 	c.answered, c.sent = true, true
 	c.out.Flush()
+	return len(text)
 }
 
 // EOF says that the peer will send nothing more; all bytes before it have been
@@ -374,9 +378,6 @@ func (c *ServerConn) Blocked() bool {
 	}
 	return false
 }
-
-// Answered says that the head of a response was sent in the exchange that is open.
-func (c *ServerConn) Answered() bool { return c.answered }
 
 // Idle says that no exchange is open and no byte of a head was consumed.
 func (c *ServerConn) Idle() bool { return c.phase == serverHead && c.reader == nil }

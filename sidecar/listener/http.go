@@ -146,8 +146,7 @@ func (h *httpServer) data1(p []byte) int {
 			if errors.As(err, &e) {
 				status, detail = e.Status, e.Detail
 			}
-			h.refused(status, detail)
-			h.h1.Refuse(status)
+			h.refuse(status, detail)
 		}
 		if h.h1.ShouldClose() {
 			h.end()
@@ -177,14 +176,16 @@ func (h *httpServer) refusalFields(b []byte) []byte {
 	return append(b, "\r\n"...)
 }
 
-// refused counts and logs a request that the codec did not take.
-func (h *httpServer) refused(status int, detail string) {
-	if h.h1.Answered() {
-		return // its stream has the line in the log
+// refuse answers, counts and logs a request that the codec did not take.
+func (h *httpServer) refuse(status int, detail string) {
+	n := h.h1.Refuse(status)
+	if n < 0 {
+		return // a response was begun: its stream has the line in the log
 	}
 	if logs := h.Manager().AccessLogs; len(logs) > 0 {
 		r := stream.Record(&h.k.Connection, h.k.Worker.Now())
-		r.Manager, r.Status, r.Flags, r.Details = h.Manager(), status, stream.FlagDPE, detail
+		r.Manager, r.Protocol, r.Status, r.Flags, r.Details = h.Manager(), stream.ProtocolHTTP11, status, stream.FlagDPE, detail
+		r.Sent = uint64(n)
 		for _, l := range logs {
 			l.Log(r)
 		}
@@ -353,8 +354,7 @@ func (h *httpServer) headTimeout() {
 	}
 	h.stats.Inc(stream.StatRqTimeout)
 	if h.h1 != nil {
-		h.refused(408, "request_header_timeout")
-		h.h1.Refuse(408)
+		h.refuse(408, "request_header_timeout")
 	}
 	h.end()
 }

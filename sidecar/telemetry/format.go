@@ -356,7 +356,7 @@ func addr(f func(s *stream.Stream) netip.AddrPort) getter {
 
 var texts = map[string]getter{
 	"PROTOCOL": func(dst []byte, s *stream.Stream) ([]byte, bool) {
-		if s.Request.Len() == 0 {
+		if s.Manager == nil { // a TCP connection
 			return dst, false
 		}
 		return append(dst, s.Protocol.String()...), true
