@@ -197,7 +197,7 @@ func named(refused []ads.Refused, name string) bool {
 // bytes maps what is in force by its bytes, so that a state of the world in
 // which little changed is not decoded.
 func (s *State) bytes(k *kind, r ads.Response) map[uint64]string {
-	if !r.Full || len(r.Resources) < 2 {
+	if !r.Full {
 		return nil
 	}
 	var names []string
@@ -226,10 +226,8 @@ func (s *State) read(k *kind, typeURL string, r *ads.Resource, same map[uint64]s
 	if in.name == "" {
 		in.name = same[in.sum]
 	}
-	if in.name != "" {
-		if x := k.known(s, in.name); x != nil && x.body != nil && x.sum == in.sum && string(x.body.GetValue()) == string(in.body.GetValue()) {
-			return in, nil
-		}
+	if in.name != "" && k.unchanged(s, in) {
+		return in, nil
 	}
 	m := k.new()
 	if err := r.Body.UnmarshalTo(m); err != nil {
@@ -245,8 +243,17 @@ func (s *State) read(k *kind, typeURL string, r *ads.Resource, same map[uint64]s
 	if r.Name != "" && r.Name != name {
 		return in, fmt.Errorf("is named %q in its envelope and %q in itself", r.Name, name)
 	}
-	in.name, in.message = name, m
+	in.name = name
+	if !k.unchanged(s, in) {
+		in.message = m
+	}
 	return in, nil
+}
+
+// unchanged says that the bytes are those in force.
+func (k *kind) unchanged(s *State, in *incoming) bool {
+	x := k.known(s, in.name)
+	return x != nil && x.body != nil && x.sum == in.sum && string(x.body.GetValue()) == string(in.body.GetValue())
 }
 
 func (s *State) drop(k *kind, typeURL, name string) {

@@ -11,7 +11,6 @@
 package active
 
 import (
-	"fmt"
 	"log/slog"
 	"slices"
 	"sort"
@@ -432,5 +431,21 @@ const maxFailures = 1000
 
 func (s *State) succeed(typeURL, name string) { delete(s.failures[typeURL], name) }
 
-// String names a failure.
-func (f *failure) String() string { return fmt.Sprintf("version %q: %s", f.version, f.err) }
+// Failure is a resource that was refused, or a listener that cannot be opened.
+type Failure struct {
+	Type, Name, Version, Error string
+	At                         time.Time
+}
+
+// Failures are those of the last versions, sorted by type and name.
+func (s *State) Failures() (out []Failure) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for t, m := range s.failures {
+		for n, f := range m {
+			out = append(out, Failure{t, n, f.version, f.err, f.at})
+		}
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Type+out[i].Name < out[j].Type+out[j].Name })
+	return out
+}

@@ -1,5 +1,7 @@
 package config
 
+//lint:file-ignore SA1019 files in use have deprecated fields, which Envoy reads still, and so do we
+
 import (
 	"net/netip"
 	"time"
@@ -8,7 +10,9 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/common/dns/v3"
 	dnsclusterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"sallyport/sidecar/config/fields"
 	"sallyport/sidecar/secret"
@@ -255,7 +259,7 @@ func (c *compiler) outlier(m *clusterv3.OutlierDetection, o *upstream.Config) {
 		return
 	}
 	at := func(f string) string { return "outlier_detection." + f }
-	checkFields(c.report, "outlier_detection", m, outlierFields)
+	checkFields(c.report, "outlier_detection", off(m), outlierFields)
 	share := func(field string, v interface{ GetValue() uint32 }, set bool, absent uint32) uint32 {
 		if !set {
 			return absent
@@ -287,6 +291,18 @@ func (c *compiler) outlier(m *clusterv3.OutlierDetection, o *upstream.Config) {
 	}
 	x.MaxEjection = max(positive("max_ejection_time", m.GetMaxEjectionTime(), 300*time.Second), x.BaseEjection)
 	o.Outlier = x
+}
+
+// off is m without what it turns off that is not implemented anyhow.
+func off(m *clusterv3.OutlierDetection) *clusterv3.OutlierDetection {
+	m = proto.Clone(m).(*clusterv3.OutlierDetection)
+	for _, share := range []**wrapperspb.UInt32Value{&m.EnforcingSuccessRate, &m.EnforcingLocalOriginSuccessRate, &m.EnforcingFailurePercentage,
+		&m.EnforcingFailurePercentageLocalOrigin} {
+		if *share != nil && (*share).GetValue() == 0 {
+			*share = nil
+		}
+	}
+	return m
 }
 
 // bind reads what concerns the sockets.

@@ -108,7 +108,6 @@ func boolean(w *wrapperspb.BoolValue, absent bool) bool {
 }
 
 var (
-	addressFields = fields.Of(&corev3.Address{}, "socket_address", "pipe")
 	// ipv4_compat is as Go's sockets are anyway.
 	socketFields = fields.Of(&corev3.SocketAddress{}, "protocol", "address", "port_value").
 			Harmless(&corev3.SocketAddress{}, "ipv4_compat").

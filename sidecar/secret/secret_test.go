@@ -162,7 +162,7 @@ func (s *Store) mustClient(t testing.TB, m *tlsv3.UpstreamTlsContext) *Client {
 }
 
 // shake makes a handshake and returns what each side thinks of it.
-func shake(t testing.TB, client, server *tls.Config) (clientErr, serverErr error, state tls.ConnectionState) {
+func shake(t testing.TB, client, server *tls.Config) (state tls.ConnectionState, clientErr, serverErr error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -205,7 +205,7 @@ func shake(t testing.TB, client, server *tls.Config) (clientErr, serverErr error
 	if clientErr != nil {
 		a.Close()
 	}
-	return clientErr, <-done, cli.ConnectionState()
+	return cli.ConnectionState(), clientErr, <-done
 }
 
 const (
@@ -252,7 +252,7 @@ func TestPeersAreJudgedByChainAndName(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			clientErr, serverErr, state := shake(t, cli, srv)
+			state, clientErr, serverErr := shake(t, cli, srv)
 			if c.want == "" {
 				if clientErr != nil || serverErr != nil {
 					t.Fatal(clientErr, serverErr)
@@ -295,7 +295,7 @@ func TestAServerIsJudgedByItsNameAndNotItsHost(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, _, _ := shake(t, cli, srv); (got == nil) != ok {
+		if _, got, _ := shake(t, cli, srv); (got == nil) != ok {
 			t.Errorf("%s: %v", id, got)
 		}
 	}
@@ -317,13 +317,13 @@ func TestAResumedServerIsJudgedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 2 {
-		err, _, state := shake(t, cli, srv)
+		state, err, _ := shake(t, cli, srv)
 		if err != nil || state.DidResume != (i == 1) {
 			t.Fatalf("round %d: %v, resumed %v", i, err, state.DidResume)
 		}
 	}
 	now = server.leaf.NotAfter.Add(time.Minute)
-	if err, _, _ := shake(t, cli, srv); err == nil {
+	if _, err, _ := shake(t, cli, srv); err == nil {
 		t.Error("a session was resumed with a server whose certificate has expired")
 	}
 }
@@ -342,7 +342,7 @@ func TestClientsAreNeverResumed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err, _, state := shake(t, cli, srv); err != nil || state.DidResume {
+		if state, err, _ := shake(t, cli, srv); err != nil || state.DidResume {
 			t.Fatal(err, state.DidResume)
 		}
 	}
@@ -354,7 +354,7 @@ func TestWithoutAClientCertificateNothingGetsIn(t *testing.T) {
 	v := &tlsv3.CertificateValidationContext{TrustedCa: inline(ca.pem)}
 	srv, _ := s.mustServer(t, serverContext(ca.zoo(t, idB, nil), v)).ServerConfig()
 	cli, _ := s.mustClient(t, clientContext(nil, v)).ClientConfig("")
-	if clientErr, serverErr, _ := shake(t, cli, srv); clientErr == nil || serverErr == nil {
+	if _, clientErr, serverErr := shake(t, cli, srv); clientErr == nil || serverErr == nil {
 		t.Error(clientErr, serverErr)
 	}
 }
@@ -402,10 +402,10 @@ func TestSecretsThatAreMissingOrExpiredFailClosed(t *testing.T) {
 		p := ca.zoo(t, id, nil)
 		return must(s.mustClient(t, clientContext(&p, &tlsv3.CertificateValidationContext{TrustedCa: inline(ca.pem)})).ClientConfig(""))
 	}
-	if _, err, _ := shake(t, client(idA), srv); err != nil {
+	if _, _, err := shake(t, client(idA), srv); err != nil {
 		t.Error(err)
 	}
-	if _, err, _ := shake(t, client(idB), srv); err == nil {
+	if _, _, err := shake(t, client(idB), srv); err == nil {
 		t.Error("the names of the default context do not count")
 	}
 	// A bad secret changes nothing and its error shows no key.
@@ -529,7 +529,7 @@ func TestPinsAloneAreEnough(t *testing.T) {
 	srv := must(s.mustServer(t, serverContext(ca.zoo(t, idB, nil), &tlsv3.CertificateValidationContext{VerifyCertificateHash: []string{hex.EncodeToString(h[:])}})).ServerConfig())
 	for i, x := range []pair{p, q} {
 		cli := must(s.mustClient(t, clientContext(&x, nil)).ClientConfig(""))
-		if _, err, _ := shake(t, cli, srv); (err == nil) != (i == 0) {
+		if _, _, err := shake(t, cli, srv); (err == nil) != (i == 0) {
 			t.Errorf("%d: %v", i, err)
 		}
 	}
@@ -551,7 +551,7 @@ func TestEachTrustDomainHasItsOwnBundle(t *testing.T) {
 	}{"spiffe://one.local/a": {one, true}, "spiffe://two.local/a": {two, true}, "spiffe://two.local/b": {one, false}, "spiffe://three.local/a": {one, false}} {
 		p := c.by.zoo(t, id, nil)
 		cli := must(s.mustClient(t, clientContext(&p, nil)).ClientConfig(""))
-		if _, err, _ := shake(t, cli, srv); (err == nil) != c.ok {
+		if _, _, err := shake(t, cli, srv); (err == nil) != c.ok {
 			t.Errorf("%s: %v", id, err)
 		}
 	}
@@ -705,7 +705,7 @@ func TestTheOwnIdentityIsASecretSource(t *testing.T) {
 	} {
 		p := c.by.zoo(t, c.id, nil)
 		cli := must(s.mustClient(t, clientContext(&p, nil)).ClientConfig(""))
-		if _, err, _ := shake(t, cli, must(c.in.ServerConfig())); (err == nil) != c.ok {
+		if _, _, err := shake(t, cli, must(c.in.ServerConfig())); (err == nil) != c.ok {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}

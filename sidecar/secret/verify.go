@@ -1,5 +1,7 @@
 package secret
 
+//lint:file-ignore SA1019 files in use have deprecated fields, which Envoy reads still, and so do we
+
 import (
 	"crypto/sha256"
 	"crypto/tls"
