@@ -34,6 +34,9 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	c.AddCommand(sidecarCommand())
+	c.AddCommand(sidecarCommand(),
+		gatewayCommand("edge", "edge", "Run the API gateway for the public, as a Gateway document describes it"),
+		gatewayCommand("l4", "l4", "Run the L4 tier: spread TCP connections over the edges of a Gateway"),
+		tokenCommand())
 	return c
 }

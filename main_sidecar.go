@@ -1,16 +1,24 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"sallyport/certs"
+	"sallyport/certs/source"
 	"sallyport/sidecar"
+	"sallyport/sidecar/register"
 )
 
 // sidecarFlags are shared by the commands that run the data plane.
@@ -22,17 +30,20 @@ type sidecarFlags struct {
 }
 
 func (f *sidecarFlags) add(fs *pflag.FlagSet) {
-	fs.StringVarP(&f.o.Config, "config-path", "c", "", "Envoy bootstrap, YAML or JSON")
-	fs.StringVar(&f.o.ConfigYAML, "config-yaml", "", "YAML that is merged onto the bootstrap")
 	fs.IntVar(&f.o.Concurrency, "concurrency", 0, "number of workers (default: one per CPU)")
 	fs.StringVarP(&f.level, "log-level", "l", "info", "trace, debug, info, warning, error, critical or off")
 	fs.IntVar(&f.drain, "drain-time-s", 5, "seconds that connections have to end after SIGTERM")
+	fs.StringVar(&f.o.Zone, "service-zone", "", "zone of the node")
+	fs.StringVar(&f.o.CacheDir, "cache-dir", "", "folder (0700) that keeps the last good configuration over a restart")
+}
+
+// addEnvoy adds the flags by which Envoy is started.
+func (f *sidecarFlags) addEnvoy(fs *pflag.FlagSet) {
+	fs.StringVarP(&f.o.Config, "config-path", "c", "", "Envoy bootstrap, YAML or JSON")
+	fs.StringVar(&f.o.ConfigYAML, "config-yaml", "", "YAML that is merged onto the bootstrap")
 	fs.StringVar(&f.mode, "mode", "serve", "serve, or validate: check the configuration and say what of it is not implemented")
 	fs.StringVar(&f.o.Node, "service-node", "", "node id that the control plane sees")
 	fs.StringVar(&f.o.Cluster, "service-cluster", "", "cluster of the node")
-	fs.StringVar(&f.o.Zone, "service-zone", "", "zone of the node")
-	fs.StringVar(&f.o.CacheDir, "cache-dir", "", "folder (0700) that keeps the last good configuration over a restart")
-	// Envoy's flags that mean nothing here are taken, so that its command line can be used as it is.
 	for _, n := range ignoredValues {
 		fs.String(n, "", "")
 		_ = fs.MarkHidden(n) // it exists: made just now
@@ -43,8 +54,8 @@ func (f *sidecarFlags) add(fs *pflag.FlagSet) {
 	}
 }
 
-// Flags of Envoy that have no effect here: there is no shared memory region, no
-// hot restart by epochs, no logger of another library.
+// Flags of Envoy that are taken and have no effect here: there is no shared
+// memory region, no hot restart by epochs, no logger of another library.
 var (
 	ignoredValues = []string{"base-id", "base-id-path", "restart-epoch", "parent-shutdown-time-s", "file-flush-interval-msec", "file-flush-min-size-kb",
 		"component-log-level", "log-format", "log-path", "drain-strategy", "local-address-ip-version", "admin-address-path", "socket-path", "socket-mode",
@@ -65,20 +76,95 @@ func (f *sidecarFlags) finish(fs *pflag.FlagSet) error {
 	if f.drain < 0 {
 		return fmt.Errorf("--drain-time-s %d: must not be negative", f.drain)
 	}
+	if f.o.Concurrency < 0 {
+		return fmt.Errorf("--concurrency %d: must not be negative", f.o.Concurrency)
+	}
 	f.o.DrainTime = max(time.Duration(f.drain)*time.Second, time.Millisecond)
 	for _, n := range slices.Concat(ignoredValues, ignoredSwitches) {
 		if fs.Changed(n) {
 			f.o.Log.Warn("flag has no effect here", "flag", "--"+n)
 		}
 	}
-	if f.mode != "serve" && f.mode != "validate" {
+	if f.mode != "" && f.mode != "serve" && f.mode != "validate" {
 		return fmt.Errorf("--mode %q: must be serve or validate", f.mode)
 	}
 	return nil
 }
 
+// meshFlags are those of a proxy that is part of a mesh.
+type meshFlags struct {
+	mesh        sidecar.Mesh
+	join        source.Options
+	trustDomain string
+	upstreams   []string
+	listeners   []string
+	wait        time.Duration
+}
+
+func (f *meshFlags) add(fs *pflag.FlagSet) {
+	fs.StringVar(&f.mesh.ControlPlane, "control-plane", "", "HOST:PORT of the control plane")
+	fs.StringVar(&f.mesh.Namespace, "namespace", certs.DefaultNamespace, "namespace of the service")
+	fs.StringVar(&f.mesh.Instance, "instance", "", "name of this instance (default: host name and process id)")
+	fs.StringVar(&f.mesh.Admin, "admin", "127.0.0.1:0", `address of the admin page, "" for none`)
+	fs.StringVar(&f.trustDomain, "trust-domain", certs.DefaultTrustDomain, "trust domain of the mesh")
+	fs.StringVar(&f.join.Token, "token", "", "one-time join token (sallyport token create)")
+	fs.StringVar(&f.join.TokenFile, "token-file", "", "file that holds the join token")
+	fs.StringVar(&f.join.BundleFile, "ca-bundle", "", "PEM of the trust bundle, where the token's fingerprint is not to be used")
+	fs.StringVar(&f.join.Dir, "identity-dir", "", "folder (0700) that keeps key and SVID over a restart (default: they stay in memory)")
+	fs.StringVar(&f.join.Address, "identity", "", "where the identity comes from: HOST:PORT or unix:///PATH (default: the control plane)")
+	fs.DurationVar(&f.wait, "identity-timeout", time.Minute, "how long the first SVID may take")
+}
+
+// run joins the mesh and serves.
+func (f *meshFlags) run(ctx context.Context, o sidecar.Options) error {
+	if f.mesh.ControlPlane == "" {
+		return errors.New("--control-plane HOST:PORT is required")
+	}
+	td, err := spiffeid.TrustDomainFromString(f.trustDomain)
+	if err != nil {
+		return fmt.Errorf("--trust-domain %q: %w", f.trustDomain, err)
+	}
+	for _, s := range f.upstreams {
+		u, err := sidecar.ParseUpstream(s)
+		if err != nil {
+			return err
+		}
+		f.mesh.Upstreams = append(f.mesh.Upstreams, u)
+	}
+	for _, s := range f.listeners {
+		name, address, ok := strings.Cut(s, "=")
+		if _, err := netip.ParseAddrPort(address); !ok || err != nil {
+			return fmt.Errorf("--listener %q: want NAME=IP:PORT, as in https=127.0.0.1:8443", s)
+		}
+		if f.mesh.Listeners == nil {
+			f.mesh.Listeners = map[string]string{}
+		}
+		f.mesh.Listeners[name] = address
+	}
+	f.join.TrustDomain, f.join.Namespace, f.join.Logger = td, f.mesh.Namespace, o.Log
+	f.join.Service = f.mesh.Service
+	if f.mesh.Kind != "sidecar" {
+		f.join.Service = f.mesh.Gateway
+	}
+	if f.join.Address == "" {
+		f.join.Address = f.mesh.ControlPlane
+	}
+	joinCtx, cancel := context.WithTimeout(ctx, f.wait)
+	defer cancel()
+	src, err := source.Join(joinCtx, f.join)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	f.mesh.ControlPlaneID = certs.ControlPlaneID(td).String()
+	o.Mesh, o.Identity = &f.mesh, src
+	return sidecar.Run(ctx, o)
+}
+
 func sidecarCommand() *cobra.Command {
 	var f sidecarFlags
+	m := meshFlags{mesh: sidecar.Mesh{Kind: "sidecar"}}
+	var r register.Options
 	c := &cobra.Command{
 		Use:   "sidecar -c FILE | --service NAME --port PORT --control-plane HOST:PORT",
 		Short: "Run the data plane: from an Envoy bootstrap, or as the sidecar of a service",
@@ -87,12 +173,82 @@ func sidecarCommand() *cobra.Command {
 			if err := f.finish(c.Flags()); err != nil {
 				return err
 			}
-			if f.mode == "validate" {
+			switch {
+			case m.mesh.Service == "" && f.mode == "validate":
 				return sidecar.Validate(f.o, os.Stdout)
+			case m.mesh.Service == "":
+				return sidecar.Run(c.Context(), f.o)
+			case f.o.Config != "" || f.o.ConfigYAML != "":
+				return errors.New("--service and a bootstrap (-c) exclude each other")
+			case m.mesh.Port < 1 || m.mesh.Port > 65535:
+				return errors.New("--port is required: where the application listens")
 			}
-			return sidecar.Run(c.Context(), f.o)
+			if r.Consul == "" {
+				return m.run(c.Context(), f.o)
+			}
+			return registered(c.Context(), &r, &m, f.o)
 		},
 	}
-	f.add(c.Flags())
+	fs := c.Flags()
+	f.add(fs)
+	f.addEnvoy(fs)
+	m.add(fs)
+	fs.StringVar(&m.mesh.Service, "service", "", "service that this is the sidecar of")
+	fs.IntVar(&m.mesh.Port, "port", 0, "port of 127.0.0.1 on which the application listens")
+	fs.StringVar(&m.mesh.Listen, "listen", "", "IP:PORT at which the mesh reaches this sidecar (default: as in the catalog)")
+	fs.StringArrayVar(&m.upstreams, "upstream", nil, "SERVICE:PORT: make a service reachable on a port of 127.0.0.1; may be repeated")
+	fs.StringVar(&r.Consul, "consul", "", "URL of a Consul agent to register the service with")
+	fs.StringVar(&r.Health, "health", "", "path of Consul's HTTP check on the application (default: a TCP check)")
+	fs.StringArrayVar(&r.Tags, "tag", nil, "tag of the registration; may be repeated")
+	fs.StringToStringVar(&r.Meta, "meta", nil, "metadata of the registration, as in version=v2")
+	return c
+}
+
+// registered runs the sidecar while its service is registered in Consul.
+func registered(ctx context.Context, r *register.Options, m *meshFlags, o sidecar.Options) error {
+	listen, err := netip.ParseAddrPort(m.mesh.Listen)
+	if err != nil {
+		return errors.New("--consul needs --listen IP:PORT: the address of the sidecar that is registered")
+	}
+	r.Service, r.ID, r.Port, r.Log = m.mesh.Service, m.mesh.Instance, m.mesh.Port, o.Log
+	r.Address, r.SidecarPort, r.Token = listen.Addr().String(), int(listen.Port()), os.Getenv("CONSUL_HTTP_TOKEN")
+	// The registration ends first, and the sidecar drains after that: no
+	// request is sent to a sidecar that is about to go.
+	registration, stop := context.WithCancel(ctx)
+	defer stop()
+	serve, end := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan error, 1)
+	go func() {
+		defer end()
+		done <- register.Run(registration, *r)
+	}()
+	err = m.run(serve, o)
+	stop()
+	return errors.Join(err, <-done)
+}
+
+func gatewayCommand(kind, use, short string) *cobra.Command {
+	var f sidecarFlags
+	m := meshFlags{mesh: sidecar.Mesh{Kind: kind}}
+	c := &cobra.Command{
+		Use:   use + " --gateway NAME --control-plane HOST:PORT",
+		Short: short,
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := f.finish(c.Flags()); err != nil {
+				return err
+			}
+			if m.mesh.Gateway == "" {
+				return errors.New("--gateway NAME is required: the Gateway document that this proxy serves")
+			}
+			return m.run(c.Context(), f.o)
+		},
+	}
+	fs := c.Flags()
+	f.add(fs)
+	m.add(fs)
+	fs.StringVar(&m.mesh.Gateway, "gateway", "", "name of the Gateway document")
+	fs.StringVar(&m.mesh.Listen, "listen", "", "IP or IP:PORT of the listeners (default: as the Gateway says)")
+	fs.StringArrayVar(&m.listeners, "listener", nil, "NAME=IP:PORT: address of one of the Gateway's listeners; may be repeated")
 	return c
 }

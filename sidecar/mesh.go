@@ -31,7 +31,10 @@ type Mesh struct {
 	Gateway   string // of an edge or L4 tier
 	Namespace string // default "default"
 	Port      int    // of the application
-	Listen    string // address of the mTLS listener; default 0.0.0.0 at a port that the control plane knows
+	// Listen is the address of the mTLS listener (sidecar), or of the gateway's
+	// listeners (edge, L4 tier: HOST or HOST:PORT); "": as the control plane says.
+	Listen    string
+	Listeners map[string]string // edge, L4 tier: HOST:PORT by name of the gateway's listener
 	Upstreams []Upstream
 	Instance  string // distinguishes instances of one service; default host name and process id
 
@@ -118,6 +121,13 @@ func (m *Mesh) metadata() (*structpb.Struct, error) {
 	}
 	if m.Listen != "" {
 		v["listen"] = m.Listen
+	}
+	if len(m.Listeners) > 0 {
+		l := map[string]any{}
+		for name, address := range m.Listeners {
+			l[name] = address
+		}
+		v["listeners"] = l
 	}
 	var ups []any
 	for _, u := range m.Upstreams {

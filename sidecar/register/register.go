@@ -1,0 +1,114 @@
+// Package register puts a service and its sidecar into Consul's catalog: the
+// service with a health check on the application, and a connect-proxy beside
+// it with a check on the mTLS port. It owns the two registrations from Run's
+// first success to its end. The sub-command `sidecar --consul` calls it, on an
+// ordinary goroutine; nothing on the data path waits for it.
+package register
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+)
+
+// Options of a registration.
+type Options struct {
+	Consul  string // URL of the agent
+	Token   string // ACL token, "" for none
+	Service string
+	ID      string // of the instance; default: service and port
+	// Address and Port of the application, SidecarPort of its sidecar's mTLS listener.
+	Address           string
+	Port, SidecarPort int
+	// Health is the path of an HTTP check on the application, "" for a TCP check.
+	Health string
+	Tags   []string
+	Meta   map[string]string
+	Log    *slog.Logger
+}
+
+// Bounds of the wait between tries, and the life of a registration whose
+// instance went away without a word.
+const (
+	firstRetry = 200 * time.Millisecond
+	lastRetry  = 10 * time.Second
+	checkEvery = "1s"
+	goneAfter  = "1m" // Consul's least
+)
+
+// Run registers, again and again until Consul takes it, and deregisters when
+// ctx ends. It returns an error only where Consul could never be asked, or the
+// deregistration failed.
+func Run(ctx context.Context, o Options) error {
+	cfg := api.DefaultConfig()
+	cfg.Address, cfg.Token = o.Consul, o.Token
+	client, err := api.NewClient(cfg)
+	if err != nil {
+		return fmt.Errorf("Consul at %s: %w", o.Consul, err)
+	}
+	if o.ID == "" {
+		o.ID = o.Service + "-" + strconv.Itoa(o.Port)
+	}
+	if o.Address == "" {
+		o.Address = "127.0.0.1"
+	}
+	wait := firstRetry
+	for {
+		err := o.register(ctx, client)
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		o.Log.Warn("registration in Consul failed; trying again", "service", o.Service, "error", err, "again_in", wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, lastRetry)
+	}
+	o.Log.Info("registered in Consul", "service", o.Service, "id", o.ID)
+	<-ctx.Done()
+	// The context is over; the last words get a time of their own.
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+	defer cancel()
+	q := (&api.QueryOptions{}).WithContext(end)
+	return errors.Join(client.Agent().ServiceDeregisterOpts(o.ID+proxySuffix, q), client.Agent().ServiceDeregisterOpts(o.ID, q))
+}
+
+// proxySuffix is how Consul itself names the registration of a sidecar.
+const proxySuffix = "-sidecar-proxy"
+
+func (o *Options) register(ctx context.Context, client *api.Client) error {
+	opts := api.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(ctx)
+	target := net.JoinHostPort(o.Address, strconv.Itoa(o.Port))
+	check := &api.AgentServiceCheck{Name: "application", TCP: target, Interval: checkEvery, Timeout: "1s", DeregisterCriticalServiceAfter: goneAfter}
+	if o.Health != "" {
+		check.TCP, check.HTTP = "", "http://"+target+o.Health
+	}
+	if err := client.Agent().ServiceRegisterOpts(&api.AgentServiceRegistration{
+		ID: o.ID, Name: o.Service, Address: o.Address, Port: o.Port, Tags: o.Tags, Meta: o.Meta, Check: check,
+	}, opts); err != nil {
+		return fmt.Errorf("service %s: %w", o.ID, err)
+	}
+	if o.SidecarPort == 0 {
+		return nil
+	}
+	if err := client.Agent().ServiceRegisterOpts(&api.AgentServiceRegistration{
+		Kind: api.ServiceKindConnectProxy, ID: o.ID + proxySuffix, Name: o.Service + proxySuffix, Address: o.Address, Port: o.SidecarPort, Meta: o.Meta,
+		Proxy: &api.AgentServiceConnectProxyConfig{DestinationServiceName: o.Service, DestinationServiceID: o.ID, LocalServiceAddress: "127.0.0.1", LocalServicePort: o.Port},
+		Check: &api.AgentServiceCheck{Name: "sidecar", TCP: net.JoinHostPort(o.Address, strconv.Itoa(o.SidecarPort)), Interval: checkEvery, Timeout: "1s",
+			DeregisterCriticalServiceAfter: goneAfter},
+	}, opts); err != nil {
+		return fmt.Errorf("sidecar of %s: %w", o.ID, err)
+	}
+	return nil
+}
