@@ -32,6 +32,7 @@ type engine struct {
 	cluster  *upstream.Config
 	chain    *Chain
 	cfg      *Config
+	tls      ServerTLS // of the listener; nil: plaintext
 }
 
 // newEngine starts a worker that is stopped with the test.
@@ -71,7 +72,7 @@ func (e *engine) serve() string {
 	if e.manager.Routes == nil {
 		e.manager.Routes = route.NewHandle("r", e.table(&route.Forward{Timeout: 15 * time.Second, IdleTimeout: -1, NotFoundStatus: 503}))
 	}
-	e.chain = &Chain{Name: "c", Key: "c", HTTP: e.manager}
+	e.chain = &Chain{Name: "c", Key: "c", HTTP: e.manager, TLS: e.tls}
 	e.cfg = &Config{Name: "l", StatPrefix: "l", Hash: 1, Bind: true, BufferLimit: 1 << 20, Addresses: []conn.Address{conn.TCP(netip.MustParseAddrPort("127.0.0.1:0"))},
 		Chains: []*Chain{e.chain}}
 	if err := e.server.Apply(e.cfg); err != nil {

@@ -1,0 +1,7 @@
+//go:build !race
+
+package listener
+
+import "testing"
+
+func skipUnderRace(*testing.T) {}
