@@ -7,7 +7,6 @@ import (
 	"encoding/pem"
 	"net/netip"
 	"net/url"
-	"time"
 
 	"sallyport/sidecar/conn"
 	"sallyport/sidecar/loop"
@@ -38,7 +37,6 @@ type connection struct {
 
 	transport string // "tls" or "raw_buffer", as inspection found
 	alpn      []string
-	kept      int // bytes that inspection has looked at
 
 	proxied bool         // the PROXY header was read
 	handler conn.Handler // http or tcp once serving
@@ -351,14 +349,6 @@ func encodeCerts(certs []*x509.Certificate) string {
 		b = append(b, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
 	}
 	return url.PathEscape(string(b))
-}
-
-// drainTime is how long drained connections may go on at most.
-func (k *connection) drainTime() time.Duration {
-	if k.chain != nil && k.chain.HTTP != nil {
-		return k.chain.HTTP.Drain
-	}
-	return 0
 }
 
 // destination is where the client meant to go: the original destination, or the socket's own.

@@ -2,7 +2,6 @@ package listener
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -12,16 +11,14 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/net/http2"
-
 	"sallyport/sidecar/upstream"
 )
 
 // h2c is a client that speaks HTTP/2 with prior knowledge.
 func h2c() *http.Client {
-	return &http.Client{Timeout: 10 * time.Second, Transport: &http2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, network, addr)
-	}}}
+	var p http.Protocols
+	p.SetUnencryptedHTTP2(true)
+	return &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{Protocols: &p}}
 }
 
 // h2cBackend is a server that speaks nothing but HTTP/2.

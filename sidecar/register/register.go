@@ -50,7 +50,7 @@ func Run(ctx context.Context, o Options) error {
 	cfg.Address, cfg.Token = o.Consul, o.Token
 	client, err := api.NewClient(cfg)
 	if err != nil {
-		return fmt.Errorf("Consul at %s: %w", o.Consul, err)
+		return fmt.Errorf("address of the Consul agent %q: %w", o.Consul, err)
 	}
 	if o.ID == "" {
 		o.ID = o.Service + "-" + strconv.Itoa(o.Port)

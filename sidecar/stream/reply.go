@@ -36,7 +36,6 @@ var (
 	failDrop        = &failure{503, 0, "drop_overload", "drop overload", []route.HeaderValue{{Name: "x-envoy-drop-overload", Value: "true"}}}
 	failOverflow    = &failure{503, FlagUO, "upstream_reset_before_response_started{overflow}",
 		"upstream connect error or disconnect/reset before headers. reset reason: overflow", []route.HeaderValue{{Name: "x-envoy-overloaded", Value: "true"}}}
-	failTooLarge = &failure{413, 0, "request_payload_too_large", "Payload Too Large", nil}
 
 	// failAnswered says that the request was already answered.
 	failAnswered = &failure{}

@@ -195,11 +195,15 @@ func (l *Logs) Compile(cfg *accesslogv3.AccessLog) (stream.AccessLog, error) {
 		switch f := c.GetAccessLogFormat().(type) {
 		case *filelogv3.FileAccessLog_LogFormat:
 			format = f.LogFormat
+		// The forms below are deprecated, and still what many files have.
 		case *filelogv3.FileAccessLog_Format:
+			//lint:ignore SA1019 see above
 			format = inline(f.Format)
 		case *filelogv3.FileAccessLog_JsonFormat:
+			//lint:ignore SA1019 see above
 			format = &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: f.JsonFormat}}
 		case *filelogv3.FileAccessLog_TypedJsonFormat:
+			//lint:ignore SA1019 see above
 			format = &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: f.TypedJsonFormat}}
 		}
 	case "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog":
@@ -240,6 +244,7 @@ func compileFormat(f *corev3.SubstitutionFormatString) (appender, error) {
 	case *corev3.SubstitutionFormatString_JsonFormat:
 		return CompileJSON(v.JsonFormat)
 	case *corev3.SubstitutionFormatString_TextFormat:
+		//lint:ignore SA1019 deprecated, and still what many files have
 		return Compile(v.TextFormat)
 	case *corev3.SubstitutionFormatString_TextFormatSource:
 		s, ok := v.TextFormatSource.GetSpecifier().(*corev3.DataSource_InlineString)

@@ -63,8 +63,6 @@ func (h *Host) Healthy() bool {
 	return h.flags.Load()&^flagDegraded == 0
 }
 
-func (h *Host) usable() bool { return h.flags.Load()&(flagGone|flagDraining) == 0 }
-
 // set changes a flag and says whether it was different before.
 func (h *Host) set(flag uint32, on bool) bool {
 	for {
