@@ -1,0 +1,318 @@
+package build
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+
+	"sallyport/xds/catalog"
+	"sallyport/xds/policy"
+)
+
+// Authorization is two RBAC filters, one after the other: what is denied is refused, then what is not allowed is refused.
+// A denial is always written out as one, never as the absence of an allowance, and an allowance always excludes what was
+// denied before it: neither depends on the default (compare CVE-2021-36213, where a request-level deny was dropped because
+// the default denied anyway, and the allowance next to it then let the request in).
+type authorization struct {
+	deny, allow *rbacv3.RBAC
+	// requests says that paths or headers decide, so that a path must mean the same here and at the application.
+	requests bool
+}
+
+// authorization of a destination, from intentions and AuthorizationPolicies. isHTTP false: only peers can be told apart,
+// and what is about requests is taken for the stricter.
+func (b *builder) authorization(d catalog.Name, isHTTP bool) authorization {
+	a := &rules{td: b.td.Name(), isHTTP: isHTTP,
+		deny: map[string]*rbacv3.Policy{}, allow: map[string]*rbacv3.Policy{}}
+	a.intentions(b.Catalog.Intentions, d)
+	defaultAllow := !b.defaultDeny
+	for _, o := range b.Policy.Authorization[policy.ServiceTarget(d.Namespace, d.Name)] {
+		if o.Spec.Action == "ALLOW" {
+			defaultAllow = false // who writes down who may means that others may not
+		}
+		a.policy(o)
+	}
+	if defaultAllow {
+		a.allow = map[string]*rbacv3.Policy{"default": {Permissions: []*rbacv3.Permission{anyPermission()}, Principals: []*rbacv3.Principal{anyPrincipal()}}}
+	}
+	return authorization{
+		deny:  &rbacv3.RBAC{Action: rbacv3.RBAC_DENY, Policies: a.deny},
+		allow: &rbacv3.RBAC{Action: rbacv3.RBAC_ALLOW, Policies: a.allow}, requests: a.requests,
+	}
+}
+
+type rules struct {
+	td          string
+	isHTTP      bool
+	requests    bool
+	deny, allow map[string]*rbacv3.Policy
+}
+
+func covers(pattern, n catalog.Name) bool {
+	return (pattern.Namespace == catalog.Wildcard || pattern.Namespace == n.Namespace) && (pattern.Name == catalog.Wildcard || pattern.Name == n.Name)
+}
+
+// intentions gives each source to the one intention that decides for it: the first that covers it, in order of precedence.
+// Patterns of sources are within one another or apart, so that what is left of a pattern is it without the narrower ones
+// before it.
+func (a *rules) intentions(all []catalog.Intention, d catalog.Name) {
+	var before []catalog.Name
+	for i, in := range all {
+		if !covers(in.Destination, d) || slices.ContainsFunc(before, func(p catalog.Name) bool { return covers(p, in.Source) }) {
+			continue
+		}
+		who := a.principal(in.Source)
+		var except []*rbacv3.Principal
+		for _, p := range before {
+			if covers(in.Source, p) {
+				except = append(except, a.principal(p))
+			}
+		}
+		before = append(before, in.Source)
+		if len(except) > 0 {
+			who = allOf(who, notPrincipal(oneOf(except)))
+		}
+		a.intention(fmt.Sprintf("intention/%03d/%s", i, in.Source), in, who)
+	}
+}
+
+func (a *rules) intention(name string, in catalog.Intention, who *rbacv3.Principal) {
+	switch {
+	case len(in.Permissions) > 0 && !a.isHTTP:
+		a.add(a.deny, name, anyPermission(), who) // bytes have no paths: as Consul, refuse
+	case len(in.Permissions) == 0 && in.Action == catalog.Allow:
+		a.add(a.allow, name, anyPermission(), who)
+	case len(in.Permissions) == 0:
+		a.add(a.deny, name, anyPermission(), who)
+	}
+	if !a.isHTTP {
+		return
+	}
+	var allowed, denied []*rbacv3.Permission
+	for i, p := range in.Permissions {
+		m := permission(p)
+		a.requests = true
+		at := fmt.Sprintf("%s/%03d", name, i)
+		if p.Action == catalog.Allow {
+			a.add(a.allow, at, butNot(m, denied), who)
+			allowed = append(allowed, m)
+		} else {
+			a.add(a.deny, at, butNot(m, allowed), who)
+			denied = append(denied, m)
+		}
+	}
+}
+
+func (a *rules) add(to map[string]*rbacv3.Policy, name string, what *rbacv3.Permission, who *rbacv3.Principal) {
+	to[name] = &rbacv3.Policy{Permissions: []*rbacv3.Permission{what}, Principals: []*rbacv3.Principal{who}}
+}
+
+// policy adds an AuthorizationPolicy.
+func (a *rules) policy(o *policy.Object[policy.Authorization]) {
+	deny := o.Spec.Action != "ALLOW"
+	for i, r := range o.Spec.Rules {
+		p := &rbacv3.Policy{}
+		for _, f := range r.From {
+			p.Principals = append(p.Principals, a.caller(f, o.Namespace))
+		}
+		if len(r.From) == 0 {
+			p.Principals = []*rbacv3.Principal{anyPrincipal()}
+		}
+		switch {
+		case len(r.To) == 0:
+			p.Permissions = []*rbacv3.Permission{anyPermission()}
+		case a.isHTTP:
+			a.requests = true
+			for _, t := range r.To {
+				p.Permissions = append(p.Permissions, request(t))
+			}
+		case deny: // cannot be told apart: all of it
+			p.Permissions = []*rbacv3.Permission{anyPermission()}
+		default:
+			continue
+		}
+		name := fmt.Sprintf("policy/%s/%s/%03d", o.Namespace, o.Name, i)
+		if deny {
+			a.deny[name] = p
+		} else {
+			a.allow[name] = p
+		}
+	}
+}
+
+// principal is who calls, by the SPIFFE ID of its certificate.
+func (a *rules) principal(n catalog.Name) *rbacv3.Principal {
+	prefix := "spiffe://" + a.td + "/"
+	switch {
+	case n.Namespace == catalog.Wildcard:
+		return authenticated(beginsWith(prefix))
+	case n.Name == catalog.Wildcard:
+		return authenticated(beginsWith(prefix + "ns/" + n.Namespace + "/svc/"))
+	}
+	return authenticated(exactly(prefix + "ns/" + n.Namespace + "/svc/" + n.Name))
+}
+
+func (a *rules) caller(f policy.Caller, namespace string) *rbacv3.Principal {
+	if id := f.SPIFFEID; id != "" {
+		if p, ok := strings.CutSuffix(id, "*"); ok {
+			return authenticated(beginsWith(p))
+		}
+		return authenticated(exactly(id))
+	}
+	if f.Service == catalog.Wildcard {
+		return a.principal(catalog.Name{Namespace: catalog.Wildcard, Name: catalog.Wildcard})
+	}
+	return a.principal(catalog.ParseName(f.Service, namespace))
+}
+
+// permission is a rule of an intention.
+func permission(p catalog.Permission) *rbacv3.Permission {
+	var all []*rbacv3.Permission
+	if p.Path.Kind != catalog.Any {
+		all = append(all, path(stringMatch(p.Path, false)))
+	}
+	all = append(all, methods(p.Methods)...)
+	for _, h := range p.Headers {
+		m := &routev3.HeaderMatcher{Name: h.Name, InvertMatch: h.Invert}
+		if h.Match.Kind == catalog.Present {
+			m.HeaderMatchSpecifier = &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}
+		} else {
+			m.HeaderMatchSpecifier = &routev3.HeaderMatcher_StringMatch{StringMatch: stringMatch(h.Match, h.IgnoreCase)}
+		}
+		all = append(all, &rbacv3.Permission{Rule: &rbacv3.Permission_Header{Header: m}})
+	}
+	return every(all)
+}
+
+func stringMatch(m catalog.Match, fold bool) *matcherv3.StringMatcher {
+	out := &matcherv3.StringMatcher{IgnoreCase: fold}
+	switch m.Kind {
+	case catalog.Prefix:
+		out.MatchPattern = &matcherv3.StringMatcher_Prefix{Prefix: m.Value}
+	case catalog.Suffix:
+		out.MatchPattern = &matcherv3.StringMatcher_Suffix{Suffix: m.Value}
+	case catalog.Contains:
+		out.MatchPattern = &matcherv3.StringMatcher_Contains{Contains: m.Value}
+	case catalog.Regex:
+		if fold { // ignore_case does not reach regular expressions
+			return matches("(?i:" + m.Value + ")")
+		}
+		return matches(m.Value)
+	default:
+		out.MatchPattern = &matcherv3.StringMatcher_Exact{Exact: m.Value}
+	}
+	return out
+}
+
+// request is a rule of an AuthorizationPolicy.
+func request(t policy.Request) *rbacv3.Permission {
+	var all []*rbacv3.Permission
+	if len(t.Paths) > 0 {
+		all = append(all, some(paths(t.Paths)))
+	}
+	if len(t.NotPaths) > 0 {
+		all = append(all, notPermission(some(paths(t.NotPaths))))
+	}
+	all = append(all, methods(t.Methods)...)
+	names := make([]string, 0, len(t.Headers))
+	for n := range t.Headers {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	for _, n := range names {
+		all = append(all, header(strings.ToLower(n), exactly(t.Headers[n])))
+	}
+	return every(all)
+}
+
+func paths(list []string) (out []*rbacv3.Permission) {
+	for _, p := range list {
+		if prefix, ok := strings.CutSuffix(p, "*"); ok {
+			out = append(out, path(beginsWith(prefix)))
+		} else {
+			out = append(out, path(exactly(p)))
+		}
+	}
+	return out
+}
+
+func methods(list []string) []*rbacv3.Permission {
+	var out []*rbacv3.Permission
+	for _, m := range list {
+		out = append(out, header(":method", exactly(m)))
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return []*rbacv3.Permission{some(out)}
+}
+
+func path(m *matcherv3.StringMatcher) *rbacv3.Permission {
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_UrlPath{UrlPath: &matcherv3.PathMatcher{Rule: &matcherv3.PathMatcher_Path{Path: m}}}}
+}
+
+func header(name string, m *matcherv3.StringMatcher) *rbacv3.Permission {
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_Header{Header: &routev3.HeaderMatcher{Name: name,
+		HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: m}}}}
+}
+
+func anyPermission() *rbacv3.Permission {
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_Any{Any: true}}
+}
+
+func notPermission(p *rbacv3.Permission) *rbacv3.Permission {
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_NotRule{NotRule: p}}
+}
+
+// every is the conjunction; of nothing, anything.
+func every(list []*rbacv3.Permission) *rbacv3.Permission {
+	switch len(list) {
+	case 0:
+		return anyPermission()
+	case 1:
+		return list[0]
+	}
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_AndRules{AndRules: &rbacv3.Permission_Set{Rules: list}}}
+}
+
+func some(list []*rbacv3.Permission) *rbacv3.Permission {
+	if len(list) == 1 {
+		return list[0]
+	}
+	return &rbacv3.Permission{Rule: &rbacv3.Permission_OrRules{OrRules: &rbacv3.Permission_Set{Rules: slices.Clone(list)}}}
+}
+
+// butNot is p where none of the others holds.
+func butNot(p *rbacv3.Permission, others []*rbacv3.Permission) *rbacv3.Permission {
+	if len(others) == 0 {
+		return p
+	}
+	return every([]*rbacv3.Permission{p, notPermission(some(others))})
+}
+
+func anyPrincipal() *rbacv3.Principal {
+	return &rbacv3.Principal{Identifier: &rbacv3.Principal_Any{Any: true}}
+}
+
+func authenticated(m *matcherv3.StringMatcher) *rbacv3.Principal {
+	return &rbacv3.Principal{Identifier: &rbacv3.Principal_Authenticated_{Authenticated: &rbacv3.Principal_Authenticated{PrincipalName: m}}}
+}
+
+func notPrincipal(p *rbacv3.Principal) *rbacv3.Principal {
+	return &rbacv3.Principal{Identifier: &rbacv3.Principal_NotId{NotId: p}}
+}
+
+func allOf(list ...*rbacv3.Principal) *rbacv3.Principal {
+	return &rbacv3.Principal{Identifier: &rbacv3.Principal_AndIds{AndIds: &rbacv3.Principal_Set{Ids: list}}}
+}
+
+func oneOf(list []*rbacv3.Principal) *rbacv3.Principal {
+	if len(list) == 1 {
+		return list[0]
+	}
+	return &rbacv3.Principal{Identifier: &rbacv3.Principal_OrIds{OrIds: &rbacv3.Principal_Set{Ids: list}}}
+}

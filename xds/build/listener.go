@@ -1,0 +1,158 @@
+package build
+
+import (
+	"net/netip"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	rbacnetv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
+	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"sallyport/xds/catalog"
+	"sallyport/xds/policy"
+)
+
+const (
+	managerFilter   = "envoy.filters.network.http_connection_manager"
+	tcpFilter       = "envoy.filters.network.tcp_proxy"
+	headersTimeout  = 10 * time.Second
+	publicStreams   = 100 // HTTP/2 streams per connection from the public
+	publicWindow    = 64 << 10
+	publicConWindow = 1 << 20
+	publicIdle      = 5 * time.Minute
+	meshStreams     = 1 << 10
+)
+
+func (b *builder) filter(name string, m proto.Message) *listenerv3.Filter {
+	return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: b.pack(m)}}
+}
+
+// manager is a connection manager with routes of that name.
+func (b *builder) manager(stat, routes string, f filterSet) *hcmv3.HttpConnectionManager {
+	f.stat = stat
+	return &hcmv3.HttpConnectionManager{
+		StatPrefix: stat,
+		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
+			ConfigSource: ads(), RouteConfigName: routes}},
+		HttpFilters:    b.filters(f),
+		Tracing:        b.tracing(),
+		AccessLog:      b.accessLog,
+		NormalizePath:  wrapperspb.Bool(true),
+		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
+	}
+}
+
+// sidecar makes the listeners of a sidecar: one for the mesh, and one per service that the application calls.
+func (b *builder) sidecar() {
+	own := b.Catalog.Service(catalog.Name{Namespace: b.proxy.Namespace, Name: b.proxy.Service})
+	b.inbound(own)
+	for _, u := range b.proxy.Upstreams {
+		b.outbound(u)
+	}
+}
+
+// inboundAddress is where the sidecar listens: where it says, or where the catalog says that it does.
+func (b *builder) inboundAddress(own *catalog.Service) *corev3.Address {
+	if a, err := netip.ParseAddrPort(b.proxy.Listen); err == nil {
+		return address(a.Addr().String(), uint32(a.Port()))
+	}
+	port := uint32(DefaultSidecarPort)
+	for i := range own.Instances {
+		if v := &own.Instances[i]; v.InMesh() && v.Port == b.proxy.Port {
+			port = v.Sidecar.Port
+			break
+		}
+	}
+	return address("0.0.0.0", port)
+}
+
+func (b *builder) inbound(own *catalog.Service) {
+	const name = "inbound"
+	l := &listenerv3.Listener{Name: name, Address: b.inboundAddress(own), TrafficDirection: corev3.TrafficDirection_INBOUND}
+	cluster := b.local(own.Protocol)
+	auth := b.authorization(own.Name, own.Protocol.IsHTTP())
+	chain := &listenerv3.FilterChain{}
+	if !own.Protocol.IsHTTP() {
+		chain.TransportSocket = b.inboundTLS()
+		chain.Filters = []*listenerv3.Filter{
+			b.filter("envoy.filters.network.rbac.deny", &rbacnetv3.RBAC{Rules: auth.deny, StatPrefix: name + "_deny."}),
+			b.filter("envoy.filters.network.rbac.allow", &rbacnetv3.RBAC{Rules: auth.allow, StatPrefix: name + "_allow."}),
+			b.filter(tcpFilter, &tcpv3.TcpProxy{StatPrefix: name, ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: cluster}, AccessLog: b.accessLog}),
+		}
+		l.FilterChains = []*listenerv3.FilterChain{chain}
+		b.out.Listeners = append(b.out.Listeners, l)
+		return
+	}
+	jwt := b.Policy.JWT[policy.ServiceTarget(own.Namespace, own.Name.Name)]
+	f := filterSet{authorization: &auth}
+	if jwt != nil {
+		f.jwt = []*policy.Object[policy.JWT]{jwt}
+	}
+	m := b.manager(name, name, f)
+	// Who called is told to the application, and nobody but this sidecar can say it.
+	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
+	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
+	m.ServerHeaderTransformation = hcmv3.HttpConnectionManager_PASS_THROUGH
+	m.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{MaxConcurrentStreams: number(meshStreams)}
+	if auth.requests {
+		// Paths decide who may do what: only such that cannot be read in two ways.
+		m.MergeSlashes = true
+		m.PathWithEscapedSlashesAction = hcmv3.HttpConnectionManager_REJECT_REQUEST
+	}
+	chain.TransportSocket = b.inboundTLS("h2", "http/1.1")
+	chain.Filters = []*listenerv3.Filter{b.filter(managerFilter, m)}
+	l.FilterChains = []*listenerv3.FilterChain{chain}
+	b.out.Listeners = append(b.out.Listeners, l)
+	b.inboundRoutes(own, cluster, jwt)
+}
+
+// outbound makes a listener for the application, on which it reaches a service.
+func (b *builder) outbound(u Upstream) {
+	service := b.Catalog.Service(u.Service)
+	key := policy.Key{Namespace: service.Namespace, Name: service.Name.Name}
+	name := "outbound/" + service.Name.String()
+	l := &listenerv3.Listener{Name: name, Address: address("127.0.0.1", u.Port), TrafficDirection: corev3.TrafficDirection_OUTBOUND}
+	if b.clusters["listener "+name] {
+		l.Name = name + "/" + portText(u.Port) // the same service on two ports
+	}
+	b.clusters["listener "+name] = true
+	stat := statOf("outbound", service.Name.String())
+	if !service.Protocol.IsHTTP() {
+		l.FilterChains = []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{b.filter(tcpFilter,
+			&tcpv3.TcpProxy{StatPrefix: stat, ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: b.mesh(policy.Backend{Service: key})}, AccessLog: b.accessLog, MaxConnectAttempts: number(3)})}}}
+		b.out.Listeners = append(b.out.Listeners, l)
+		return
+	}
+	routes := b.Policy.RoutesOf(key)
+	m := b.manager(stat, name, filterSet{jwt: b.jwtOf(scope{service: &key}, routes)})
+	m.ServerHeaderTransformation = hcmv3.HttpConnectionManager_PASS_THROUGH
+	l.FilterChains = []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{b.filter(managerFilter, m)}}}
+	b.out.Listeners = append(b.out.Listeners, l)
+	if b.clusters["routes "+name] {
+		return
+	}
+	b.clusters["routes "+name] = true
+	b.outboundRoutes(name, service.Name, key, routes)
+}
+
+func public(m *hcmv3.HttpConnectionManager) {
+	m.UseRemoteAddress = wrapperspb.Bool(true)
+	m.MergeSlashes = true
+	m.PathWithEscapedSlashesAction = hcmv3.HttpConnectionManager_UNESCAPE_AND_REDIRECT
+	m.RequestHeadersTimeout = durationpb.New(headersTimeout)
+	m.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{
+		IdleTimeout: durationpb.New(publicIdle), HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_DROP_HEADER}
+	m.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{MaxConcurrentStreams: number(publicStreams),
+		InitialStreamWindowSize: number(publicWindow), InitialConnectionWindowSize: number(publicConWindow)}
+}
+
+func (b *builder) tlsInspector() *listenerv3.ListenerFilter {
+	return &listenerv3.ListenerFilter{Name: "envoy.filters.listener.tls_inspector",
+		ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: b.pack(&tlsinspectorv3.TlsInspector{})}}
+}
