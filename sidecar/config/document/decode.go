@@ -49,9 +49,10 @@ func (w *walk) pop()           { w.path = w.path[:len(w.path)-1] }
 // enter counts a node and follows aliases; nil where a limit is met, which is reported.
 func (w *walk) enter(n *yaml.Node) *yaml.Node {
 	w.nodes++
-	if w.nodes > maxNodes {
-		if w.nodes == maxNodes+1 {
-			w.fail(n, "more than %d values (are aliases nested?)", maxNodes)
+	if w.nodes > w.doc.most {
+		if w.nodes == w.doc.most+1 {
+			w.errs = nil // whatever went wrong on the way came of this
+			w.fail(n, "aliases make more than %d values of it", w.doc.most)
 		}
 		return nil
 	}

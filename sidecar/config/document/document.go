@@ -25,8 +25,9 @@ const (
 	MaxBytes = 64 << 20
 	// maxDepth is how deep messages nest, aliases included.
 	maxDepth = 100
-	// maxNodes is how many nodes are visited: aliases can blow a small file up.
-	maxNodes = 10_000_000
+	// maxExpanded is how many more nodes than the file has bytes are visited:
+	// aliases can blow a small file up.
+	maxExpanded = 500_000
 	// maxErrors is how many mistakes are reported at once.
 	maxErrors = 20
 )
@@ -35,6 +36,7 @@ const (
 type Document struct {
 	name string
 	root *yaml.Node // nil where the document is empty
+	most int        // how many nodes are visited
 }
 
 // Error is one mistake, on one line: "file:line:column: field: what is wrong".
@@ -125,7 +127,7 @@ func Parse(name string, data []byte) (*Document, error) {
 	if root.Kind == yaml.ScalarNode && root.Tag == "!!null" {
 		root = nil
 	}
-	return &Document{name: name, root: root}, nil
+	return &Document{name: name, root: root, most: len(data) + maxExpanded}, nil
 }
 
 // syntax takes the line out of an error of yaml: "yaml: line 3: did not find …".
@@ -177,7 +179,7 @@ func (d *Document) Find(path, name, value string) (string, bool) {
 			return "", false
 		}
 	}
-	budget := maxNodes
+	budget := d.most
 	found, ok := find(n, at, name, value, &budget)
 	return join(found), ok
 }

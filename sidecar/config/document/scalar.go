@@ -34,7 +34,8 @@ func (w *walk) scalar(n *yaml.Node, fd protoreflect.FieldDescriptor) (protorefle
 		}
 		return protoreflect.ValueOfString(n.Value), true
 	case protoreflect.BytesKind:
-		if b, ok := fromBase64(n.Value); ok && isText(n) {
+		// Also where YAML would take the letters for a number.
+		if b, ok := fromBase64(n.Value); ok {
 			return protoreflect.ValueOfBytes(b), true
 		}
 	case protoreflect.BoolKind:
