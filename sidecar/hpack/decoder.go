@@ -1,154 +1,214 @@
-// Package hpack is HPACK (RFC 7541), straight between the wire and a
-// message.Head: static names are known without looking them up, and dynamic
-// tables live in one arena. A Decoder or Encoder belongs to one direction of
-// one connection and is used on that connection's worker.
 package hpack
 
-import (
-	"errors"
+import "sallyport/sidecar/message"
 
-	"sallyport/sidecar/message"
-)
+// maxName bounds a field name, which a Head counts in 16 bits.
+const maxName = 1 << 15
 
-// Errors of Decode. All but ErrLimit mean that the two tables no longer agree:
-// a connection error COMPRESSION_ERROR (RFC 9113 §4.3).
-var (
-	ErrTruncated = errors.New("hpack: header block ends in the middle of a representation")
-	ErrIndex     = errors.New("hpack: index of no entry")
-	ErrInteger   = errors.New("hpack: integer is too large")
-	ErrHuffman   = errors.New("hpack: Huffman code of no symbol, or padding that is not its prefix")
-	ErrTableSize = errors.New("hpack: table size update above the limit, or not at the start of a block")
-	ErrLimit     = errors.New("hpack: header list is larger than allowed")
-)
-
-// Decoder decodes header blocks of one connection.
+// Decoder decodes the header blocks that one peer sends on one connection.
 type Decoder struct {
-	table   dynamic
-	allowed uint32 // what our SETTINGS_HEADER_TABLE_SIZE promises
-	// MaxBytes and MaxCount bound a decoded header list: names and values
-	// with 32 bytes overhead each, as SETTINGS_MAX_HEADER_LIST_SIZE counts.
-	MaxBytes, MaxCount int
-	name, value        []byte // scratch for Huffman
+	table   table
+	allowed uint32 // the largest size that the peer may choose
+	// mustShrink: the limit was lowered below what the peer uses, which it has to say first (§4.2).
+	mustShrink         bool
+	maxBytes, maxCount int
+	name, value        []byte // what Huffman strings are decoded into
 }
 
-// NewDecoder returns a decoder whose peer may use a table of that size.
+// NewDecoder returns a decoder of header lists of at most maxCount fields and
+// maxBytes bytes: names and values and 32 bytes for each field, as
+// SETTINGS_MAX_HEADER_LIST_SIZE counts. tableSize is what our SETTINGS say;
+// until they are acknowledged the peer may still use the default.
 func NewDecoder(tableSize uint32, maxBytes, maxCount int) *Decoder {
-	d := &Decoder{allowed: tableSize, MaxBytes: maxBytes, MaxCount: maxCount}
-	d.table.max = tableSize
-	return d
+	return &Decoder{
+		table:    table{max: defaultTableSize},
+		allowed:  max(tableSize, defaultTableSize),
+		maxBytes: maxBytes,
+		maxCount: maxCount,
+	}
 }
 
-// Decode appends the fields of a complete header block to h. After ErrLimit
-// the tables are still right and h holds the fields up to the limit; after any
-// other error the connection is lost.
+// Acknowledged takes the peer's word that our SETTINGS_HEADER_TABLE_SIZE is in force.
+func (d *Decoder) Acknowledged(tableSize uint32) {
+	d.allowed = tableSize
+	d.mustShrink = d.table.max > tableSize
+}
+
+// list is what must be known of the fields of one block that came so far.
+type list struct {
+	h           *message.Head
+	left, count int // bytes and fields that the limits leave
+	over, bad   bool
+	regular     bool                     // a field that is no pseudo-header field came
+	seen        [message.Status + 1]bool // pseudo-header fields that came
+}
+
+// Decode appends the fields of a complete header block to h, with the names
+// and values, the order and the number of pseudo-header fields checked as RFC
+// 9113 §8.2 and §8.3 say. After ErrLimit and ErrField h holds a part of them.
 func (d *Decoder) Decode(p []byte, h *message.Head) error {
-	size, count := 0, 0
-	over := false
+	l := list{h: h, left: d.maxBytes, count: d.maxCount}
 	first := true
 	for len(p) > 0 {
 		b := p[0]
-		var known message.Name
-		var name, value []byte
-		var err error
-		index := false
-		switch {
-		case b&0x80 != 0: // §6.1 indexed field
-			var i uint64
-			if i, p, err = integer(p, 7); err != nil {
+		if b&0xe0 == 0x20 { // §6.3
+			n, rest, err := integer(p, 5)
+			if err != nil {
 				return err
 			}
-			if known, name, value, err = d.entry(i); err != nil {
-				return err
-			}
-		case b&0xe0 == 0x20: // §6.3 table size update, only before the first field (§4.2)
-			var n uint64
-			if n, p, err = integer(p, 5); err != nil {
-				return err
-			}
-			if !first || n > uint64(d.allowed) {
+			if !first || n > d.allowed {
 				return ErrTableSize
 			}
-			d.table.resize(uint32(n))
+			d.table.resize(n)
+			d.mustShrink = false
+			p = rest
 			continue
-		default: // §6.2 literals: with indexing, without, never
-			bits := 4
-			if index = b&0x40 != 0; index {
-				bits = 6
+		}
+		if first {
+			if d.mustShrink {
+				return ErrTableSize
 			}
-			var i uint64
-			if i, p, err = integer(p, bits); err != nil {
+			first = false
+		}
+		var err error
+		if b&0x80 != 0 { // §6.1
+			if p, err = d.indexed(p, &l); err != nil {
 				return err
 			}
-			if i > 0 {
-				if known, name, _, err = d.entry(i); err != nil {
-					return err
-				}
-			} else {
-				if name, p, err = d.str(p, &d.name); err != nil {
-					return err
-				}
-				known = message.NameOf(name)
-			}
-			if value, p, err = d.str(p, &d.value); err != nil {
-				return err
-			}
+			continue
 		}
-		first = false
-		size += len(name) + len(value) + entryOverhead
-		count++
-		// Beyond the limit fields are decoded for the table's sake alone:
-		// nothing is stored that a few bytes on the wire could multiply.
-		over = over || size > d.MaxBytes || count > d.MaxCount || len(name) > 1<<15
-		if !over {
-			if known != message.Unknown {
-				h.AddName(known, value)
-			} else {
-				h.Add(name, value)
-			}
-		}
-		if index {
-			d.table.add(known, name, value)
+		if p, err = d.literal(p, &l); err != nil {
+			return err
 		}
 	}
-	if over {
+	switch {
+	case l.over:
 		return ErrLimit
+	case l.bad:
+		return ErrField
 	}
 	return nil
 }
 
-// entry is §2.3.3: the static table, then the dynamic one from its newest entry.
-func (d *Decoder) entry(i uint64) (message.Name, []byte, []byte, error) {
-	switch {
-	case i == 0:
-		return 0, nil, nil, ErrIndex
-	case i < uint64(len(staticTable)):
+// indexed is §6.1: a whole field by its index.
+func (d *Decoder) indexed(p []byte, l *list) ([]byte, error) {
+	i := uint32(p[0] & 0x7f)
+	p = p[1:]
+	if i == 0x7f {
+		n, rest, err := more(p, i)
+		if err != nil {
+			return nil, err
+		}
+		i, p = n, rest
+	}
+	if i-1 < staticLen-1 {
 		e := &staticTable[i]
-		return e.known, view(e.name), view(e.value), nil
+		l.add(e.known, nameClass[e.known], view(e.name), e.value)
+		return p, nil
 	}
-	i -= uint64(len(staticTable))
-	if i >= uint64(d.table.len()) {
-		return 0, nil, nil, ErrIndex
+	age := i - staticLen
+	if i == 0 || age >= d.table.n {
+		return nil, ErrIndex
 	}
-	e := d.table.at(int(i))
-	return e.known, d.table.name(e), d.table.value(e), nil
+	e := d.table.at(age)
+	l.add(e.known, e.class, d.table.name(e), d.table.value(e))
+	return p, nil
 }
 
-// integer is §5.1. Six bytes hold all that is of use here; more is an error.
-func integer(p []byte, prefix int) (uint64, []byte, error) {
-	mask := byte(1<<prefix - 1)
-	n := uint64(p[0] & mask)
-	p = p[1:]
-	if n < uint64(mask) {
-		return n, p, nil
+// literal is §6.2: with incremental indexing, without, and never indexed.
+func (d *Decoder) literal(p []byte, l *list) ([]byte, error) {
+	b := p[0]
+	bits := 4
+	if b&0x40 != 0 {
+		bits = 6
 	}
-	for shift := 0; shift < 35; shift += 7 {
+	i, p, err := integer(p, bits)
+	if err != nil {
+		return nil, err
+	}
+	var known message.Name
+	var c class
+	var name, value []byte
+	switch {
+	case i == 0:
+		if name, p, err = str(p, &d.name); err != nil {
+			return nil, err
+		}
+		known = message.NameOf(name)
+		c = classOfName(known, name)
+	case i < staticLen:
+		e := &staticTable[i]
+		known, name, c = e.known, view(e.name), nameClass[e.known]
+	case i-staticLen < d.table.n:
+		e := d.table.at(i - staticLen)
+		known, name = e.known, d.table.name(e)
+		c = classOfName(known, name)
+	default:
+		return nil, ErrIndex
+	}
+	if value, p, err = str(p, &d.value); err != nil {
+		return nil, err
+	}
+	c |= classOfValue(known, value)
+	if l.add(known, c, name, value) && b&0xf0 == 0x10 {
+		l.h.MarkSensitive() // §6.2.3
+	}
+	if b&0x40 != 0 {
+		d.table.add(known, c, name, value)
+	}
+	return p, nil
+}
+
+// add takes one field, and says whether it is in the head.
+func (l *list) add(known message.Name, c class, name, value []byte) bool {
+	l.left -= len(name) + len(value) + entryOverhead
+	l.count--
+	// Beyond the limit fields are decoded for the table's sake alone:
+	// nothing is stored that a byte on the wire could multiply.
+	if l.left < 0 || l.count < 0 || len(name) > maxName {
+		l.over = true
+	}
+	if l.over {
+		return false
+	}
+	switch {
+	case c&(forbidden|unknownPseudo) != 0:
+		l.bad = true
+		return false
+	case c&pseudo == 0:
+		l.regular = true
+	case l.regular || l.seen[known]:
+		l.bad = true // §8.3: all come first, and once
+		return false
+	default:
+		l.seen[known] = true
+	}
+	l.h.AddField(known, name, value)
+	return true
+}
+
+// integer is §5.1, with the prefix in the first byte of p.
+func integer(p []byte, prefix int) (uint32, []byte, error) {
+	mask := uint32(1)<<prefix - 1
+	n := uint32(p[0]) & mask
+	if n < mask {
+		return n, p[1:], nil
+	}
+	return more(p[1:], n)
+}
+
+// more reads what follows a prefix of all ones. Four bytes, 28 bits, hold
+// every index, length and size that can be right here; padding with zeros
+// beyond that is an error too, as §5.1 allows.
+func more(p []byte, n uint32) (uint32, []byte, error) {
+	for shift := 0; shift < 28; shift += 7 {
 		if len(p) == 0 {
 			return 0, nil, ErrTruncated
 		}
 		b := p[0]
 		p = p[1:]
-		n += uint64(b&0x7f) << shift
-		if b&0x80 == 0 {
+		n += uint32(b&0x7f) << shift
+		if b < 0x80 {
 			return n, p, nil
 		}
 	}
@@ -156,7 +216,7 @@ func integer(p []byte, prefix int) (uint64, []byte, error) {
 }
 
 // str is §5.2. The result is a view of the block, or of the scratch.
-func (d *Decoder) str(p []byte, scratch *[]byte) (s, rest []byte, err error) {
+func str(p []byte, scratch *[]byte) (s, rest []byte, err error) {
 	if len(p) == 0 {
 		return nil, nil, ErrTruncated
 	}
@@ -165,7 +225,7 @@ func (d *Decoder) str(p []byte, scratch *[]byte) (s, rest []byte, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if n > uint64(len(p)) {
+	if uint(n) > uint(len(p)) {
 		return nil, nil, ErrTruncated
 	}
 	s, rest = p[:n], p[n:]

@@ -1,17 +1,22 @@
 package hpack
 
-// huffmanNode decodes eight bits at a time: for each byte either the symbol
-// that it begins with, or the node that the code goes on in.
+import (
+	"encoding/binary"
+	"slices"
+)
+
+// huffmanNode decodes eight bits: for each byte either the symbol that it
+// begins with, or the node where the code goes on.
 type huffmanNode [256]huffmanStep
 
 type huffmanStep struct {
-	next uint8 // node, where bits is 0; 0 there means that no code goes on so
+	next uint8 // where bits is 0: a node, or 0 where no code goes on so
 	sym  byte
 	bits uint8 // of the symbol's code that lie in this byte
 }
 
-// huffmanNodes is built once; node 0 is the root. There are fewer than 256
-// nodes, since only the prefixes of codes longer than 8, 16 and 24 bits need one.
+// huffmanNodes has the root first. Only prefixes of codes longer than 8, 16
+// and 24 bits need a node, which are far fewer than 256.
 var huffmanNodes = func() []huffmanNode {
 	nodes := make([]huffmanNode, 1)
 	for sym := range 256 {
@@ -35,41 +40,72 @@ var huffmanNodes = func() []huffmanNode {
 	return nodes
 }()
 
+const (
+	shortestCode = 5
+	longestCode  = 32 // 30 bits, in whole bytes
+)
+
 // appendHuffman appends the decoded string (RFC 7541 §5.2). ok is false where
 // a code does not exist (EOS included), and where the padding is not made of
 // fewer than eight ones.
 func appendHuffman(dst, src []byte) (out []byte, ok bool) {
-	var acc uint32 // the low n bits are not decoded yet
-	n, node := 0, 0
-	for _, b := range src {
-		acc = acc<<8 | uint32(b)
-		n += 8
-		for n >= 8 {
-			s := &huffmanNodes[node][byte(acc>>(n-8))]
-			switch {
-			case s.bits != 0:
-				dst = append(dst, s.sym)
-				n -= int(s.bits)
-				node = 0
-			case s.next != 0:
-				node = int(s.next)
-				n -= 8
-			default:
-				return dst, false
-			}
+	dst = slices.Grow(dst, len(src)*8/shortestCode)
+	to, at := dst[:cap(dst)], len(dst)
+	root := &huffmanNodes[0]
+	var acc uint64 // the low n bits are not decoded yet
+	n := uint(0)
+	for {
+		if n <= 32 && len(src) >= 4 {
+			acc = acc<<32 | uint64(binary.BigEndian.Uint32(src))
+			src = src[4:]
+			n += 32
 		}
-	}
-	for n > 0 {
-		s := &huffmanNodes[node][byte(acc<<(8-n))]
-		if s.bits == 0 || int(s.bits) > n {
+		if n < longestCode {
 			break
 		}
-		dst = append(dst, s.sym)
-		n -= int(s.bits)
-		node = 0
+		for n >= longestCode {
+			s := root[byte(acc>>(n-8))]
+			n -= 8
+			for s.bits == 0 {
+				if s.next == 0 {
+					return dst, false
+				}
+				s = huffmanNodes[s.next][byte(acc>>(n-8))]
+				n -= 8
+			}
+			n += 8 - uint(s.bits)
+			to[at] = s.sym
+			at++
+		}
 	}
-	// What is left is padding: a prefix of EOS, so all ones, and none of a
-	// longer code that was begun.
-	mask := uint32(1)<<n - 1
-	return dst, node == 0 && n < 8 && acc&mask == mask
+	for _, b := range src {
+		acc = acc<<8 | uint64(b)
+		n += 8
+	}
+	// The last codes, fewer than 56 bits: a code may be cut off by the end,
+	// where ones stand in for what is missing.
+	for n > 0 {
+		s, k := root[tailByte(acc, n)], uint(0)
+		for s.bits == 0 && s.next != 0 && n > k+8 {
+			k += 8
+			s = huffmanNodes[s.next][tailByte(acc, n-k)]
+		}
+		if s.bits == 0 || k+uint(s.bits) > n {
+			break
+		}
+		to[at] = s.sym
+		at++
+		n -= k + uint(s.bits)
+	}
+	// What is left is padding: a prefix of EOS, so all ones.
+	mask := uint64(1)<<n - 1
+	return to[:at], n < 8 && acc&mask == mask
+}
+
+// tailByte is the first eight of the low n bits of acc, filled up with ones.
+func tailByte(acc uint64, n uint) byte {
+	if n >= 8 {
+		return byte(acc >> (n - 8))
+	}
+	return byte(acc<<(8-n)) | (1<<(8-n) - 1)
 }

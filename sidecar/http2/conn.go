@@ -1,7 +1,6 @@
 package http2
 
 import (
-	"sallyport/sidecar/buffer"
 	"sallyport/sidecar/hpack"
 	"sallyport/sidecar/message"
 )
@@ -16,73 +15,80 @@ type Acceptor interface {
 	NewStream(s *Stream) message.Receiver
 }
 
-// Conn is one side of a connection. Hooks are set before Start.
+// Conn is one side of a connection. The hooks are set before Start, and called
+// on the worker, from within calls of Conn and Stream.
 type Conn struct {
-	// OnStreamClosed is called when a stream has ended: on a client, there may be room for another.
+	// OnStreamClosed is called when a stream has ended, after its last
+	// event, and on a client also when the peer allows more: there may be
+	// room for another. It may open streams.
 	OnStreamClosed func()
 	// OnGoAway is called when the peer announced the connection's end.
 	OnGoAway func()
-	// OnPingAck is called with the eight bytes of an answered Ping.
+	// OnPingAck is called with the data of an answered Ping.
 	OnPingAck func(data uint64)
+	// OnRefused is called on a server for a request that came to no Acceptor, with the
+	// status that says why: 400 malformed, 431 head too large, 503 too many streams.
+	OnRefused func(status int)
 
 	out      Output
 	o        Options
 	server   bool
 	acceptor Acceptor
 
-	dec  *hpack.Decoder
-	enc  *hpack.Encoder
-	head message.Head // of what is being received
+	dec     *hpack.Decoder
+	enc     *hpack.Encoder
+	head    message.Head // of what is being received
+	scratch []byte       // what a head is encoded into
 
-	streams map[uint32]*Stream
-	free    []*Stream
-	dead    []*Stream // free once no call is under way that may look at them
-	active  int
-	next    uint32 // client: the next identifier
-	last    uint32 // the highest identifier that the peer used (server), or that we did (client)
-	opened  uint64
+	streams idTable
+	live    liveList
+	active  int // streams that are open, those of a client without an identifier included
+	// Streams that ended are used again, but not while a call is under way
+	// that may still look at them: depth counts Feed, pump and the like on the stack.
+	free, dead []*Stream
+	depth      int
+	visiting   []*Stream // memory of each
+	next       uint32    // client: the identifier of the next stream
+	seen       uint32    // the highest identifier that a stream of the peer (server), or of ours (client), had
+	taken      uint32    // server: the highest identifier that was not refused for a GOAWAY
 
 	// What the peer allows us.
-	sendWindow    int64
-	peerWindow    int64 // SETTINGS_INITIAL_WINDOW_SIZE
-	peerFrame     int
-	peerStreams   uint32
-	peerConnect   bool
-	peerSettings  bool    // SETTINGS were received
-	recvWindow    int64   // what the peer may still send
-	recvUnacked   int64   // consumed and not given back
-	full          int     // streams whose sender was told that they are full
-	first, lastIn *Stream // streams with bytes that wait to be sent, in turn
+	sendWindow  int64
+	peerWindow  int64 // SETTINGS_INITIAL_WINDOW_SIZE
+	peerFrame   int
+	peerStreams uint32
+	peerConnect bool
+	settings    bool // SETTINGS were received
+	acked       bool // ours were acknowledged
+	// Streams with something to send, in turn: those that can, and those
+	// that wait for the connection's window alone.
+	ready, starved sendList
+	full           int // streams whose sender was told that they are full
+
+	// What we allow the peer.
+	recvWindow  int64
+	recvUnacked int64 // consumed, and not given back yet
 
 	// Reading state.
 	prefaceLeft int
 	data        dataFrame
-	block       []byte // of HEADERS and CONTINUATION frames
-	blockOn     uint32 // stream whose header block is not complete
-	blockEnd    bool   // END_STREAM
-	blockFrames int
-	scratch     []byte
+	block       headerBlock
 
-	control, empty, priority, resets, sinceProgress int
-	goneAway                                        bool // GOAWAY with our final word was sent
-	graceful                                        bool // GOAWAY with the highest identifier was sent
-	peerGone                                        bool // GOAWAY was received
-	closed                                          bool
-	wasReset, wasClosed                             ring // streams that we reset, and that ended, a short time ago
-	depth                                           int  // calls of Feed and pump on the stack: streams are not reused
-}
+	// Streams that we reset, and those whose peer said its last, of late:
+	// what still comes for the former was on its way, for the latter it is an error (§5.1).
+	reset, ended memory
+	spare        spareHeads
 
-// dataFrame is a DATA frame whose payload is passed on as it comes.
-type dataFrame struct {
-	on        bool
-	left, pad uint32
-	end       bool
-	stream    uint32
+	limits   limits
+	goneAway bool // GOAWAY with our final word was sent
+	graceful bool // GOAWAY with the highest identifier was sent
+	peerGone bool // GOAWAY was received
+	closed   bool // nothing is read or written any more
 }
 
 // NewServer returns the codec of an accepted connection.
 func NewServer(out Output, o *Options, a Acceptor) *Conn {
-	c := newConn(out, o)
+	c := newConn(out, o.filled(true))
 	c.server, c.acceptor = true, a
 	c.prefaceLeft = len(preface)
 	return c
@@ -90,29 +96,33 @@ func NewServer(out Output, o *Options, a Acceptor) *Conn {
 
 // NewClient returns the codec of a dialed connection.
 func NewClient(out Output, o *Options) *Conn {
-	c := newConn(out, o)
+	c := newConn(out, o.filled(false))
 	c.next = 1
-	// Before the peer's SETTINGS no limit is known; a hundred is what they
-	// should at least allow (RFC 9113 §6.5.2).
-	c.peerStreams = 100
 	return c
 }
 
-func newConn(out Output, o *Options) *Conn {
-	f := o.filled()
-	return &Conn{out: out, o: f, streams: map[uint32]*Stream{}, sendWindow: defaultWindow, peerWindow: defaultWindow, peerFrame: minMaxFrame,
-		peerStreams: 1<<31 - 1, recvWindow: defaultWindow,
-		dec: hpack.NewDecoder(f.HeaderTableSize, f.MaxHeaderBytes, f.MaxHeaderCount), enc: hpack.NewEncoder(f.HeaderTableSize)}
+func newConn(out Output, o Options) *Conn {
+	return &Conn{
+		out: out, o: o,
+		dec:        hpack.NewDecoder(o.HeaderTableSize, o.MaxHeaderBytes, o.MaxHeaderCount),
+		enc:        hpack.NewEncoder(o.HeaderTableSize),
+		sendWindow: defaultWindow, peerWindow: defaultWindow, recvWindow: defaultWindow,
+		peerFrame: minMaxFrame, peerStreams: defaultStreams,
+	}
 }
 
 // Start sends the preface and SETTINGS.
 func (c *Conn) Start() {
-	b := c.out.Buffer()
 	if !c.server {
-		b.AppendString(preface)
+		c.out.Buffer().AppendString(preface)
 	}
-	s := c.scratch[:0]
-	set := func(id uint16, v uint32) { s = append32(append(s, byte(id>>8), byte(id)), v) }
+	var b [frameHeaderLen + 6*6]byte
+	n := frameHeaderLen
+	set := func(id int, v uint32) {
+		b[n], b[n+1] = 0, byte(id)
+		put32(b[n+2:], v)
+		n += 6
+	}
 	set(settingTableSize, c.o.HeaderTableSize)
 	set(settingInitialWindow, c.o.InitialStreamWindow)
 	set(settingMaxFrame, c.o.MaxFrameSize)
@@ -125,65 +135,68 @@ func (c *Conn) Start() {
 	} else {
 		set(settingEnablePush, 0)
 	}
-	f := appendHeader(make([]byte, 0, frameHeaderLen+len(s)), len(s), frameSettings, 0, 0)
-	b.Append(append(f, s...))
+	putHeader(b[:], n-frameHeaderLen, frameSettings, 0, 0)
+	c.write(b[:n])
 	if more := int64(c.o.InitialConnWindow) - defaultWindow; more > 0 {
 		c.recvWindow += more
-		c.windowUpdate(0, uint32(more))
+		c.writeWindowUpdate(0, uint32(more))
 	}
-	c.out.Flush()
 }
 
 // Feed takes bytes from the peer and says how many it consumed; the rest, the
-// beginning of a frame, must stand at the beginning of what the next Feed gets. An
-// error ends the connection: GOAWAY is in the Output, and the caller sends it and closes.
+// beginning of a frame, must stand at the beginning of what the next Feed
+// gets. An error ends the connection: GOAWAY is in the Output, and the caller
+// calls Closed, sends what is there, and closes. Feed is not called from
+// within an event of the same connection.
 func (c *Conn) Feed(p []byte) (int, error) {
 	if c.closed {
 		return len(p), nil
 	}
+	c.recycle()
 	if c.out.Buffer().Len() == 0 {
-		c.control = 0 // the peer reads our answers
+		c.limits.control = 0 // the peer reads our answers
 	}
 	c.depth++
 	n, err := c.feed(p)
 	c.depth--
 	if err != nil {
-		return n, c.die(err)
+		c.die(err)
+		return n, err
 	}
 	return n, nil
 }
 
 func (c *Conn) feed(p []byte) (int, *ConnError) {
 	n := 0
-	for c.prefaceLeft > 0 && n < len(p) {
-		if p[n] != preface[len(preface)-c.prefaceLeft] {
-			return n, &ConnError{ProtocolError, "the client's preface is wrong"}
+	if c.prefaceLeft > 0 {
+		n = min(len(p), c.prefaceLeft)
+		if from := len(preface) - c.prefaceLeft; string(p[:n]) != preface[from:from+n] {
+			return n, connError(ProtocolError, "the client's preface is wrong")
 		}
-		n++
-		c.prefaceLeft--
+		c.prefaceLeft -= n
 	}
 	for !c.closed {
-		if c.data.on {
+		if c.data.open {
 			k := min(len(p)-n, int(c.data.left+c.data.pad))
 			if k == 0 && c.data.left+c.data.pad > 0 {
 				return n, nil
 			}
-			if err := c.dataPiece(p[n : n+k]); err != nil {
-				return n + k, err
-			}
 			n += k
+			if err := c.onData(p[n-k : n]); err != nil {
+				return n, err
+			}
 			continue
 		}
 		if len(p)-n < frameHeaderLen {
 			return n, nil
 		}
 		h := parseHeader(p[n:])
-		if err := c.order(&h); err != nil {
+		if err := c.check(&h); err != nil {
 			return n, err
 		}
-		if h.kind == frameData {
+		if h.kind == frameData { // its payload is passed on as it comes
 			need := frameHeaderLen
-			if h.flags&flagPadded != 0 {
+			if h.has(flagPadded) && h.length > 0 {
 				need++
 			}
 			if len(p)-n < need {
@@ -195,33 +208,39 @@ func (c *Conn) feed(p []byte) (int, *ConnError) {
 			n += need
 			continue
 		}
-		if len(p)-n < frameHeaderLen+int(h.length) {
+		end := n + frameHeaderLen + int(h.length)
+		if len(p) < end {
 			return n, nil
 		}
-		payload := p[n+frameHeaderLen : n+frameHeaderLen+int(h.length)]
-		n += frameHeaderLen + int(h.length)
-		if err := c.frame(&h, payload); err != nil {
-			return n, err
+		if err := c.onFrame(&h, p[n+frameHeaderLen:end]); err != nil {
+			return end, err
 		}
+		n = end
 	}
 	return len(p), nil
 }
 
-// order checks what holds for a frame by itself and by the one before it.
-func (c *Conn) order(h *header) *ConnError {
-	if !c.peerSettings && (h.kind != frameSettings || h.flags&flagAck != 0) {
-		return &ConnError{ProtocolError, "the first frame is not SETTINGS"} // RFC 9113 §3.4
-	}
+// check is what holds for a frame by itself, and by those before it.
+func (c *Conn) check(h *header) *ConnError {
 	if err := h.check(c.o.MaxFrameSize); err != nil {
 		return err
 	}
-	if c.blockOn != 0 && (h.kind != frameContinuation || h.stream != c.blockOn) {
-		return &ConnError{ProtocolError, "a header block is interrupted"} // §6.10
+	switch {
+	case !c.settings && (h.kind != frameSettings || h.has(flagAck)):
+		return connError(ProtocolError, "the first frame is not SETTINGS") // §3.4
+	case c.block.stream != 0 && (h.kind != frameContinuation || h.stream != c.block.stream):
+		return connError(ProtocolError, "a header block is interrupted") // §6.10
+	case int(h.kind) < len(rules) && rules[h.kind].openOnly && h.stream != 0 && c.idle(h.stream):
+		return connError(ProtocolError, rules[h.kind].name+" on an idle stream") // §5.1
 	}
 	return nil
 }
 
-func (c *Conn) frame(h *header, p []byte) *ConnError {
+// idle says that the stream was not opened yet. Clients open odd streams;
+// nobody opens even ones, since there is no push.
+func (c *Conn) idle(id uint32) bool { return id%2 == 0 || id > c.seen }
+
+func (c *Conn) onFrame(h *header, p []byte) *ConnError {
 	switch h.kind {
 	case frameHeaders:
 		return c.onHeaders(h, p)
@@ -234,415 +253,71 @@ func (c *Conn) frame(h *header, p []byte) *ConnError {
 	case frameSettings:
 		return c.onSettings(h, p)
 	case framePushPromise:
-		return &ConnError{ProtocolError, "PUSH_PROMISE, which was not allowed"} // §8.4
+		return connError(ProtocolError, "PUSH_PROMISE, which was not allowed") // §8.4
 	case framePing:
 		return c.onPing(h, p)
 	case frameGoAway:
-		c.onGoAway(p)
+		return c.onGoAway(p)
 	case frameWindowUpdate:
 		return c.onWindowUpdate(h, p)
 	default:
-		return c.flood(false) // unknown types are ignored (§5.5), but counted
-	}
-	return nil
-}
-
-// maxIdleFrames bounds frames that move no request on, however slowly they come.
-const maxIdleFrames = 100_000
-
-// flood counts a frame that moves no request on; those that make us answer are
-// limited to what may wait while the peer does not read (CVE-2019-9512, 9515).
-func (c *Conn) flood(answered bool) *ConnError {
-	if answered {
-		c.control++
-	}
-	if c.sinceProgress++; c.control > c.o.MaxControlFrames || c.sinceProgress > maxIdleFrames {
-		return &ConnError{EnhanceYourCalm, "too many control frames"}
-	}
-	return nil
-}
-
-// progress is what makes control frames forgivable.
-func (c *Conn) progress() { c.sinceProgress, c.empty = 0, 0 }
-
-// idle says that no frame of the stream may come yet (§5.1).
-func (c *Conn) idle(id uint32) bool {
-	// Clients open odd streams; nobody opens even ones, since there is no push.
-	return id%2 == 0 || id > c.last
-}
-
-// beginData takes a DATA frame's header; pad is its padding length, where it has one.
-func (c *Conn) beginData(h *header, pad []byte) *ConnError {
-	length := h.length
-	c.data = dataFrame{on: true, stream: h.stream, end: h.flags&flagEndStream != 0, left: length}
-	if len(pad) > 0 {
-		if length == 0 || uint32(pad[0]) >= length {
-			return &ConnError{ProtocolError, "DATA padding is not shorter than the frame"} // §6.1
-		}
-		c.data.left, c.data.pad = length-1-uint32(pad[0]), uint32(pad[0])
-	} else if h.flags&flagPadded != 0 {
-		return &ConnError{FrameSizeError, "DATA without its padding length"}
-	}
-	if c.idle(h.stream) {
-		return &ConnError{ProtocolError, "DATA on an idle stream"}
-	}
-	// Flow control counts the whole payload, padding included (§6.9.1).
-	c.recvWindow -= int64(length)
-	if c.recvWindow < 0 {
-		return &ConnError{FlowControlError, "more DATA than the connection's window"}
-	}
-	if length == 0 && !c.data.end {
-		if c.empty++; c.empty > c.o.MaxEmptyFrames {
-			return &ConnError{EnhanceYourCalm, "too many empty DATA frames"}
-		}
-	} else if length > 0 {
-		c.progress()
-	}
-	s := c.streams[h.stream]
-	if s == nil || s.recvEnd {
-		if s == nil && c.resetRecently(h.stream) {
-			c.consumed(int64(length)) // on its way when we reset the stream (§5.1)
-			return nil
-		}
-		if s == nil {
-			return &ConnError{StreamClosed, "DATA on a closed stream"}
-		}
-		c.consumed(int64(length))
-		return c.streamError(s, StreamClosed)
-	}
-	s.recvWindow -= int64(length)
-	if s.recvWindow < 0 {
-		c.consumed(int64(length))
-		return c.streamError(s, FlowControlError)
-	}
-	overhead := int64(length) - int64(c.data.left)
-	c.consumed(overhead)
-	s.consumed(overhead)
-	return nil
-}
-
-// dataPiece passes on what came of a DATA frame's payload.
-func (c *Conn) dataPiece(p []byte) *ConnError {
-	d := &c.data
-	payload := p[:min(len(p), int(d.left))]
-	d.left -= uint32(len(payload))
-	d.pad -= uint32(len(p) - len(payload))
-	done := d.left == 0
-	if done && d.pad == 0 {
-		d.on = false
-	}
-	s := c.streams[d.stream]
-	if s == nil || s.recvEnd || len(payload) == 0 && !(done && d.end) {
-		return nil
-	}
-	c.consumed(int64(len(payload)))
-	s.received += int64(len(payload))
-	end := done && d.end
-	if s.length >= 0 && (s.received > s.length || end && s.received != s.length) {
-		// §8.1.1: the content is not as long as content-length said.
-		return c.streamError(s, ProtocolError)
-	}
-	if end {
-		s.recvEnd = true
-	}
-	if len(payload) > 0 || end {
-		s.r.Data(payload, end)
-	}
-	if !s.gone {
-		s.consumed(int64(len(payload)))
-		s.settle()
-	}
-	return nil
-}
-
-// consumed gives window of the connection back, half of it at a time.
-func (c *Conn) consumed(n int64) {
-	c.recvUnacked += n
-	if c.recvUnacked >= int64(c.o.InitialConnWindow)/2 && !c.closed {
-		c.windowUpdate(0, uint32(c.recvUnacked))
-		c.recvWindow += c.recvUnacked
-		c.recvUnacked = 0
+		return c.limits.idle() // unknown types are ignored (§5.5), but counted
 	}
 }
 
-func (c *Conn) windowUpdate(stream, n uint32) {
-	var b [frameHeaderLen + 4]byte
-	c.out.Buffer().Append(append32(appendHeader(b[:0], 4, frameWindowUpdate, 0, stream), n))
-	c.out.Flush()
-}
-
-func (c *Conn) onPriority(h *header, p []byte) *ConnError {
-	// Priorities are deprecated and ignored (§5.3.2), but not their mistakes.
-	if len(p) != 5 {
-		if s := c.streams[h.stream]; s != nil {
-			return c.streamError(s, FrameSizeError)
-		}
-		c.sendReset(h.stream, FrameSizeError)
-		return c.flood(true)
-	}
-	if be32(p)&^(1<<31) == h.stream {
-		if s := c.streams[h.stream]; s != nil {
-			return c.streamError(s, ProtocolError)
-		}
-		return &ConnError{ProtocolError, "a stream depends on itself"}
-	}
-	if c.priority++; c.priority > c.o.MaxPriorityFrames*(1+int(min(c.opened, 1<<20))) {
-		return &ConnError{EnhanceYourCalm, "too many PRIORITY frames"}
-	}
-	return nil
-}
-
-func (c *Conn) onReset(h *header, p []byte) *ConnError {
-	if c.idle(h.stream) {
-		return &ConnError{ProtocolError, "RST_STREAM on an idle stream"}
-	}
-	s := c.streams[h.stream]
-	if s == nil {
-		return c.flood(false)
-	}
-	code := ErrCode(be32(p))
-	why := message.RemoteReset
-	if code == RefusedStream && !c.server {
-		why = message.Refused
-	}
-	// A client that lets its requests begin and takes them back makes us
-	// work for nothing (CVE-2023-44487).
-	if err := c.countReset(); err != nil {
-		return err
-	}
-	if code == NoError && !c.server && s.recvEnd {
-		// The server answered early and does not want the rest of the request (§8.1).
-		s.sendEnd = true
-		s.settle()
-		return nil
-	}
-	s.end(why)
-	return nil
-}
-
-// countReset counts streams that ended early by the peer's doing; more than
-// the limit, and more than half of all streams, is an attack.
-func (c *Conn) countReset() *ConnError {
-	if c.resets++; c.resets > c.o.MaxResets && uint64(c.resets)*2 > c.opened {
-		return &ConnError{EnhanceYourCalm, "too many streams are reset"}
-	}
-	return nil
-}
-
-func (c *Conn) onSettings(h *header, p []byte) *ConnError {
-	if h.flags&flagAck != 0 {
-		if len(p) > 0 {
-			return &ConnError{FrameSizeError, "SETTINGS acknowledgment with a payload"}
-		}
-		return c.flood(false)
-	}
-	for ; len(p) >= 6; p = p[6:] {
-		id, v := uint16(p[0])<<8|uint16(p[1]), be32(p[2:])
-		switch id {
-		case settingTableSize:
-			c.enc.SetTableSize(v)
-		case settingEnablePush:
-			if v > 1 || v == 1 && !c.server {
-				return &ConnError{ProtocolError, "SETTINGS_ENABLE_PUSH is wrong"}
-			}
-		case settingMaxStreams:
-			c.peerStreams = v
-		case settingInitialWindow:
-			if v > maxWindow {
-				return &ConnError{FlowControlError, "SETTINGS_INITIAL_WINDOW_SIZE above 2^31-1"}
-			}
-			// §6.9.2: the change applies to all open streams; their windows may become negative.
-			delta := int64(v) - c.peerWindow
-			c.peerWindow = int64(v)
-			for _, s := range c.streams {
-				if s.sendWindow += delta; s.sendWindow > maxWindow {
-					return &ConnError{FlowControlError, "a window above 2^31-1"}
-				}
-				s.queue()
-			}
-		case settingMaxFrame:
-			if v < minMaxFrame || v > noLimit {
-				return &ConnError{ProtocolError, "SETTINGS_MAX_FRAME_SIZE is out of bounds"}
-			}
-			c.peerFrame = int(v)
-		case settingConnectProtocol:
-			if v > 1 || v == 0 && c.peerConnect {
-				return &ConnError{ProtocolError, "SETTINGS_ENABLE_CONNECT_PROTOCOL is wrong"}
-			}
-			c.peerConnect = v == 1
-		}
-	}
-	c.peerSettings = true
-	var b [frameHeaderLen]byte
-	c.out.Buffer().Append(appendHeader(b[:0], 0, frameSettings, flagAck, 0))
-	c.out.Flush()
-	c.pump()
-	if c.OnStreamClosed != nil && !c.server {
-		c.OnStreamClosed() // there may be room for more streams now
-	}
-	return c.flood(true)
-}
-
-func (c *Conn) onPing(h *header, p []byte) *ConnError {
-	if h.flags&flagAck != 0 {
-		if c.OnPingAck != nil {
-			c.OnPingAck(uint64(be32(p))<<32 | uint64(be32(p[4:])))
-		}
-		return c.flood(false)
-	}
-	var b [frameHeaderLen + 8]byte
-	c.out.Buffer().Append(append(appendHeader(b[:0], 8, framePing, flagAck, 0), p...))
-	c.out.Flush()
-	return c.flood(true)
-}
-
-// Ping asks for a sign of life; OnPingAck gets the data back.
-func (c *Conn) Ping(data uint64) {
-	if c.closed {
-		return
-	}
-	var b [frameHeaderLen + 8]byte
-	f := appendHeader(b[:0], 8, framePing, 0, 0)
-	c.out.Buffer().Append(append32(append32(f, uint32(data>>32)), uint32(data)))
-	c.out.Flush()
-}
-
-func (c *Conn) onGoAway(p []byte) {
-	last := be32(p) &^ (1 << 31)
-	c.peerGone = true
-	if !c.server {
-		// §6.8: what is above was not and will not be processed.
-		for id, s := range c.streams {
-			if id > last {
-				s.end(message.Refused)
-			}
-		}
-	}
-	if c.OnGoAway != nil {
-		c.OnGoAway()
-	}
-}
-
-func (c *Conn) onWindowUpdate(h *header, p []byte) *ConnError {
-	n := int64(be32(p) &^ (1 << 31))
-	if h.stream == 0 {
-		if n == 0 {
-			return &ConnError{ProtocolError, "WINDOW_UPDATE of 0"}
-		}
-		if c.sendWindow += n; c.sendWindow > maxWindow {
-			return &ConnError{FlowControlError, "the connection's window is above 2^31-1"}
-		}
-		c.pump()
-		return c.flood(false)
-	}
-	if c.idle(h.stream) {
-		return &ConnError{ProtocolError, "WINDOW_UPDATE on an idle stream"}
-	}
-	s := c.streams[h.stream]
-	if s == nil {
-		return c.flood(false)
-	}
-	if n == 0 {
-		return c.streamError(s, ProtocolError)
-	}
-	if s.sendWindow += n; s.sendWindow > maxWindow {
-		return c.streamError(s, FlowControlError)
-	}
-	s.queue()
-	c.pump()
-	return c.flood(false)
-}
-
-// streamError resets a stream for what the peer did (§5.4.2). Many of them
-// are an attack (MadeYouReset), and then it is the connection's error.
-func (c *Conn) streamError(s *Stream, code ErrCode) *ConnError {
-	c.sendReset(s.id, code)
-	s.end(message.ProtocolError)
-	return c.countReset()
-}
-
-func (c *Conn) sendReset(id uint32, code ErrCode) {
-	var b [frameHeaderLen + 4]byte
-	c.out.Buffer().Append(append32(appendHeader(b[:0], 4, frameReset, 0, id), uint32(code)))
-	c.out.Flush()
-	c.wasReset.add(id)
-}
-
-// resetRecently says whether frames of the stream may still be on their way.
-func (c *Conn) resetRecently(id uint32) bool { return c.wasReset.has(id) }
-
-// ring remembers the last stream identifiers that were added.
-type ring struct {
-	ids [64]uint32
-	at  int
-}
-
-func (r *ring) add(id uint32) {
-	r.ids[r.at%len(r.ids)] = id
-	r.at++
-}
-
-func (r *ring) has(id uint32) bool {
-	for _, o := range r.ids {
-		if o == id {
-			return true
-		}
-	}
-	return false
-}
-
-// die writes GOAWAY for a connection error.
-func (c *Conn) die(err *ConnError) error {
+// die ends the connection with a GOAWAY.
+func (c *Conn) die(err *ConnError) {
 	if !c.closed {
-		c.goAway(c.last, err.Code)
+		c.writeGoAway(c.taken, err.Code)
 		c.closed = true
 	}
-	return err
-}
-
-func (c *Conn) goAway(last uint32, code ErrCode) {
-	if !c.server {
-		last = 0 // a client names the last stream that the server opened: none
-	}
-	var b [frameHeaderLen + 8]byte
-	f := appendHeader(b[:0], 8, frameGoAway, 0, 0)
-	c.out.Buffer().Append(append32(append32(f, last), uint32(code)))
-	c.out.Flush()
 }
 
 // GoAway announces the connection's end. A server does it in two steps, so
-// that requests on their way are not lost (§6.8): first graceful, which
-// promises to take every stream that is opened, and a round trip later not, which names the last one taken.
+// that requests on their way are not lost (RFC 9113 §6.8): GoAway(true) still
+// takes every stream that is opened, and GoAway(false), a round trip later,
+// none that is new. The owner closes when ActiveStreams is 0 after that. A
+// client opens no more streams from either on.
 func (c *Conn) GoAway(graceful bool) {
 	switch {
 	case c.closed || c.goneAway:
 	case graceful && c.server:
 		if !c.graceful {
 			c.graceful = true
-			c.goAway(1<<31-1, NoError)
+			c.writeGoAway(maxStreamID, NoError)
 		}
 	default:
-		c.graceful, c.goneAway = true, true
-		c.goAway(c.last, NoError)
+		c.goneAway = true
+		c.writeGoAway(c.taken, NoError)
 	}
 }
 
-// Draining says that the end was announced by either side: on a client, no stream can be opened.
-func (c *Conn) Draining() bool { return c.graceful || c.peerGone || c.closed }
+// Draining says that the end was announced by either side, or, on a client,
+// that all identifiers are used up: no more streams will come, respectively
+// can be opened.
+func (c *Conn) Draining() bool {
+	return c.graceful || c.goneAway || c.peerGone || c.closed || c.next > maxStreamID
+}
 
-// Closed says that the transport ended: every open stream ends.
+// Closed says that the transport ended, or that Feed returned an error: every
+// open stream ends, and nothing is written any more. Only a response that is
+// here as a whole, and held back by a Pause, is still delivered by its Resume.
 func (c *Conn) Closed(why message.Reason) {
 	c.closed = true
-	for _, s := range c.streams {
-		if s.recvEnd && !c.server && s.sendEnd {
-			continue
+	c.visit(func(s *Stream) {
+		switch {
+		case s.recvEnd && !c.server:
+			s.dropOutput()
+			s.sendEnd = true
+			s.settle()
+		case s.id == 0:
+			s.end(message.Refused) // it was never sent
+		case why == message.ConnectionClosed && s.begun:
+			s.end(message.RemoteReset)
+		default:
+			s.end(why)
 		}
-		s.end(why)
-	}
-	for id := range c.streams {
-		delete(c.streams, id)
-	}
-	c.active = 0
+	})
 }
 
 // ActiveStreams is the number of open streams.
@@ -650,66 +325,47 @@ func (c *Conn) ActiveStreams() int { return c.active }
 
 // Capacity is how many more streams a client may open now.
 func (c *Conn) Capacity() int {
-	if c.Draining() || c.next >= 1<<31-1 {
+	if c.Draining() {
 		return 0
 	}
-	return int(max(0, int64(c.peerStreams)-int64(c.active)))
+	return int(max(0, int64(min(c.peerStreams, c.o.MaxConcurrentStreams))-int64(c.active)))
 }
 
-// OpenStream begins a request whose response goes to r; false where there is no capacity.
+// OpenStream begins a request whose response goes to r; false where there is
+// no capacity. The stream gets its identifier with its head.
 func (c *Conn) OpenStream(r message.Receiver) (*Stream, bool) {
 	if c.Capacity() == 0 {
 		return nil, false
 	}
+	c.recycle()
 	s := c.newStream()
 	s.r = r
-	c.active++
 	return s, true
 }
 
 // Writable says that the Output has room again.
-func (c *Conn) Writable() { c.pump() }
+func (c *Conn) Writable() {
+	c.pump()
+	if c.full == 0 {
+		return
+	}
+	c.visit((*Stream).drained)
+}
 
-// pump sends what waits, a frame of each stream in turn, as far as the
-// connection's window and the Output allow.
-func (c *Conn) pump() {
+// visit calls f for every stream that is open, whatever f does to them.
+func (c *Conn) visit(f func(*Stream)) {
 	c.depth++
-	defer func() { c.depth-- }()
-	for c.first != nil && c.sendWindow > 0 && !c.closed && !c.out.Full() {
-		s := c.first
-		c.dequeue(s)
-		s.sendFrame()
-		if s.gone {
-			continue
+	all := c.visiting[:0]
+	c.visiting = nil
+	for s := c.live.first; s != nil; s = s.live.next {
+		all = append(all, s)
+	}
+	for _, s := range all {
+		if !s.gone {
+			f(s)
 		}
-		s.queue()
-		s.drained()
 	}
-	if c.full == 0 || c.closed || c.out.Full() {
-		return
-	}
-	// Streams that waited for the Output alone.
-	for _, s := range c.streams {
-		s.drained()
-	}
+	clear(all)
+	c.visiting = all[:0]
+	c.depth--
 }
-
-func (c *Conn) dequeue(s *Stream) {
-	if !s.queued {
-		return
-	}
-	if s.prev != nil {
-		s.prev.following = s.following
-	} else {
-		c.first = s.following
-	}
-	if s.following != nil {
-		s.following.prev = s.prev
-	} else {
-		c.lastIn = s.prev
-	}
-	s.prev, s.following, s.queued = nil, nil, false
-}
-
-// pool is the worker's memory, as the Output has it.
-func (c *Conn) pool() *buffer.Pool { return c.out.Buffer().Pool() }

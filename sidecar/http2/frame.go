@@ -32,6 +32,7 @@ const frameHeaderLen = 9
 // ErrCode is an error code of RFC 9113 §7.
 type ErrCode uint32
 
+// The error codes.
 const (
 	NoError ErrCode = iota
 	ProtocolError
@@ -49,8 +50,9 @@ const (
 	HTTP11Required
 )
 
-var codeNames = [...]string{"NO_ERROR", "PROTOCOL_ERROR", "INTERNAL_ERROR", "FLOW_CONTROL_ERROR", "SETTINGS_TIMEOUT", "STREAM_CLOSED", "FRAME_SIZE_ERROR",
-	"REFUSED_STREAM", "CANCEL", "COMPRESSION_ERROR", "CONNECT_ERROR", "ENHANCE_YOUR_CALM", "INADEQUATE_SECURITY", "HTTP_1_1_REQUIRED"}
+var codeNames = [...]string{"NO_ERROR", "PROTOCOL_ERROR", "INTERNAL_ERROR", "FLOW_CONTROL_ERROR", "SETTINGS_TIMEOUT",
+	"STREAM_CLOSED", "FRAME_SIZE_ERROR", "REFUSED_STREAM", "CANCEL", "COMPRESSION_ERROR", "CONNECT_ERROR", "ENHANCE_YOUR_CALM",
+	"INADEQUATE_SECURITY", "HTTP_1_1_REQUIRED"}
 
 func (c ErrCode) String() string {
 	if int(c) < len(codeNames) {
@@ -67,6 +69,8 @@ type ConnError struct {
 
 func (e *ConnError) Error() string { return "HTTP/2 " + e.Code.String() + ": " + e.Reason }
 
+func connError(code ErrCode, reason string) *ConnError { return &ConnError{code, reason} }
+
 // rule is what holds for every frame of a type, whatever the state of its
 // stream: checked in one place before any handler sees the frame.
 type rule struct {
@@ -74,6 +78,8 @@ type rule struct {
 	stream         onStream
 	minLen, maxLen uint32
 	multiple       uint32 // the length is a multiple of it
+	// openOnly: on an idle stream it is an error (§5.1). HEADERS is what opens a stream.
+	openOnly bool
 }
 
 // onStream says where a frame may stand.
@@ -85,21 +91,20 @@ const (
 	connOnly
 )
 
-const noLimit = 1<<24 - 1
-
-// rules, RFC 9113 §6.1–6.10. A length outside is FRAME_SIZE_ERROR, a wrong
-// stream identifier PROTOCOL_ERROR. PRIORITY's length is a stream error (§6.3) and checked by its handler.
+// rules are RFC 9113 §6.1–6.10. A wrong stream identifier is PROTOCOL_ERROR, a
+// wrong length FRAME_SIZE_ERROR, of the connection; only a wrong length of PRIORITY is
+// an error of its stream (§6.3), and left to its handler.
 var rules = [...]rule{
-	frameData:         {"DATA", streamOnly, 0, noLimit, 1},
-	frameHeaders:      {"HEADERS", streamOnly, 0, noLimit, 1},
-	framePriority:     {"PRIORITY", streamOnly, 0, noLimit, 1},
-	frameReset:        {"RST_STREAM", streamOnly, 4, 4, 1},
-	frameSettings:     {"SETTINGS", connOnly, 0, noLimit, 6},
-	framePushPromise:  {"PUSH_PROMISE", streamOnly, 4, noLimit, 1},
-	framePing:         {"PING", connOnly, 8, 8, 1},
-	frameGoAway:       {"GOAWAY", connOnly, 8, noLimit, 1},
-	frameWindowUpdate: {"WINDOW_UPDATE", anyStream, 4, 4, 1},
-	frameContinuation: {"CONTINUATION", streamOnly, 0, noLimit, 1},
+	frameData:         {"DATA", streamOnly, 0, maxMaxFrame, 1, true},
+	frameHeaders:      {"HEADERS", streamOnly, 0, maxMaxFrame, 1, false},
+	framePriority:     {"PRIORITY", streamOnly, 0, maxMaxFrame, 1, false},
+	frameReset:        {"RST_STREAM", streamOnly, 4, 4, 1, true},
+	frameSettings:     {"SETTINGS", connOnly, 0, maxMaxFrame, 6, false},
+	framePushPromise:  {"PUSH_PROMISE", streamOnly, 4, maxMaxFrame, 1, false},
+	framePing:         {"PING", connOnly, 8, 8, 1, false},
+	frameGoAway:       {"GOAWAY", connOnly, 8, maxMaxFrame, 1, false},
+	frameWindowUpdate: {"WINDOW_UPDATE", anyStream, 4, 4, 1, true},
+	frameContinuation: {"CONTINUATION", streamOnly, 0, maxMaxFrame, 1, false},
 }
 
 // header is a frame's header (RFC 9113 §4.1).
@@ -111,37 +116,51 @@ type header struct {
 }
 
 func parseHeader(p []byte) header {
-	return header{length: uint32(p[0])<<16 | uint32(p[1])<<8 | uint32(p[2]), kind: frameType(p[3]), flags: p[4], stream: be32(p[5:]) &^ (1 << 31)}
+	_ = p[8]
+	return header{
+		length: uint32(p[0])<<16 | uint32(p[1])<<8 | uint32(p[2]),
+		kind:   frameType(p[3]),
+		flags:  p[4],
+		stream: be32(p[5:]) &^ (1 << 31),
+	}
 }
+
+func (h *header) has(flag uint8) bool { return h.flags&flag != 0 }
 
 // check applies the rules. Frames of unknown types pass (§5.5).
 func (h *header) check(maxFrame uint32) *ConnError {
 	if h.length > maxFrame {
-		return &ConnError{FrameSizeError, "frame larger than SETTINGS_MAX_FRAME_SIZE"}
+		return connError(FrameSizeError, "a frame is larger than SETTINGS_MAX_FRAME_SIZE")
 	}
 	if int(h.kind) >= len(rules) {
 		return nil
 	}
 	r := &rules[h.kind]
-	if h.length < r.minLen || h.length > r.maxLen || h.length%r.multiple != 0 {
-		return &ConnError{FrameSizeError, r.name + " of a wrong length"}
+	if h.length < r.minLen || h.length > r.maxLen || r.multiple > 1 && h.length%r.multiple != 0 {
+		return connError(FrameSizeError, r.name+" of a wrong length")
 	}
 	if r.stream == streamOnly && h.stream == 0 || r.stream == connOnly && h.stream != 0 {
-		return &ConnError{ProtocolError, r.name + " on a wrong stream"}
+		return connError(ProtocolError, r.name+" on a wrong stream")
 	}
 	return nil
 }
 
 func be32(p []byte) uint32 {
+	_ = p[3]
 	return uint32(p[0])<<24 | uint32(p[1])<<16 | uint32(p[2])<<8 | uint32(p[3])
 }
 
-func appendHeader(dst []byte, length int, kind frameType, flags uint8, stream uint32) []byte {
-	return append(dst, byte(length>>16), byte(length>>8), byte(length), byte(kind), flags, byte(stream>>24), byte(stream>>16), byte(stream>>8), byte(stream))
+// putHeader writes a frame's header to the first nine bytes of dst.
+func putHeader(dst []byte, length int, kind frameType, flags uint8, stream uint32) {
+	_ = dst[8]
+	dst[0], dst[1], dst[2] = byte(length>>16), byte(length>>8), byte(length)
+	dst[3], dst[4] = byte(kind), flags
+	put32(dst[5:], stream)
 }
 
-func append32(dst []byte, v uint32) []byte {
-	return append(dst, byte(v>>24), byte(v>>16), byte(v>>8), byte(v))
+func put32(dst []byte, v uint32) {
+	_ = dst[3]
+	dst[0], dst[1], dst[2], dst[3] = byte(v>>24), byte(v>>16), byte(v>>8), byte(v)
 }
 
 // Identifiers of SETTINGS (RFC 9113 §6.5.2, RFC 8441 §3).

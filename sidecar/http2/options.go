@@ -1,12 +1,20 @@
 // Package http2 is the HTTP/2 codec (RFC 9113), both sides: bytes to events and
 // events to bytes. It owns framing, HPACK state, stream states and flow
 // control, and nothing else: no I/O, no timer, no goroutine. A Conn belongs to
-// the worker of its connection, which feeds it what it read; what is to be
-// sent goes to the Output. Bytes that come in are hostile: every queue that a
-// peer can fill has a bound.
+// the worker of its connection, which feeds it what was read; what is to be
+// sent goes to an Output. Bytes that come in are hostile: every queue that a
+// peer can fill has a bound, and so has the work that a frame can cause.
+//
+// The files: conn.go is the connection, frame.go the rules of frames,
+// control.go, data.go and headers.go what each frame does, request.go and
+// response.go what a head must be, stream.go the way to send, write.go what
+// goes out and in which order, limits.go the defenses.
 package http2
 
-import "sallyport/sidecar/buffer"
+import (
+	"sallyport/sidecar/buffer"
+	"sallyport/sidecar/message"
+)
 
 // Output is where a codec writes; conn.Conn implements it.
 type Output interface {
@@ -14,53 +22,79 @@ type Output interface {
 	Buffer() *buffer.Buffer
 	// Flush says that the Buffer has something; it leaves at the end of the loop's turn.
 	Flush()
-	// Full says that more than the high mark is waiting.
+	// Full says that more than the high mark waits for the socket. Where it
+	// answered true, the owner calls Conn.Writable once there is room.
 	Full() bool
 }
 
-// Options are a codec's limits. The zero value of each field is its default.
+// Options are a codec's limits. The zero value of each field is its default. In
+// brackets: the field of Envoy's Http2ProtocolOptions that it is.
 type Options struct {
-	// MaxConcurrentStreams that the peer may open (max_concurrent_streams). 0: 100 for servers.
+	// MaxConcurrentStreams: on a server how many the peer may open, 100; on a client how
+	// many are opened at most, 1024, or fewer as the peer says (max_concurrent_streams).
 	MaxConcurrentStreams uint32
 	// InitialStreamWindow and InitialConnWindow bound what a peer may send
-	// before it is read on. 0: 256 KiB and 1 MiB, as Envoy's edge guide advises 64 KiB and 1 MiB.
+	// before it is read on (initial_stream_window_size,
+	// initial_connection_window_size): 256 KiB and 1 MiB. Envoy's advice for
+	// an edge is 64 KiB and 1 MiB, its default 16 MiB and 24 MiB.
 	InitialStreamWindow, InitialConnWindow uint32
-	// MaxFrameSize of received frames. 0: 16 KiB, the protocol's least.
+	// MaxFrameSize of received frames: 16 KiB, the protocol's least.
 	MaxFrameSize uint32
-	// HeaderTableSize of HPACK in both directions. 0: 4 KiB.
+	// HeaderTableSize of HPACK in both directions: 4 KiB (hpack_table_size).
 	HeaderTableSize uint32
-	// MaxHeaderBytes and MaxHeaderCount bound a header list. 0: 60 KiB, 100.
+	// MaxHeaderBytes and MaxHeaderCount bound a header list, each field
+	// counting 32 bytes beside its own: 60 KiB and 100, as Envoy's.
 	MaxHeaderBytes, MaxHeaderCount int
-	// AllowConnect offers extended CONNECT to clients (RFC 8441, allow_connect).
+	// AllowConnect offers extended CONNECT to clients (RFC 8441; allow_connect).
 	AllowConnect bool
-	// StreamBufferLimit is the high mark of what waits on one stream. 0: 256 KiB.
+	// StreamBufferLimit is the high mark of what waits to be sent on one stream: 256 KiB.
 	StreamBufferLimit int
-	// Limits against floods, as Envoy's: frames that make us answer while
-	// nothing is read of our answers; DATA and HEADERS without payload in a row; PRIORITY and
-	// WINDOW_UPDATE frames for each stream; streams that the peer resets.
-	// 0: 1000, 16, 100 and 500.
-	MaxControlFrames, MaxEmptyFrames, MaxPriorityFrames, MaxResets int
+	// MaxControlFrames is how many answers to control frames may wait for a
+	// peer that does not read: 1000 (max_outbound_control_frames).
+	MaxControlFrames int
+	// MaxEmptyFrames is how many DATA, HEADERS and CONTINUATION frames
+	// without payload and end may come in a row: 1
+	// (max_consecutive_inbound_frames_with_empty_payload).
+	MaxEmptyFrames int
+	// MaxPriorityFrames for each stream that was opened: 100
+	// (max_inbound_priority_frames_per_stream).
+	MaxPriorityFrames int
+	// MaxWindowUpdates for each DATA frame that was sent: 10
+	// (max_inbound_window_update_frames_per_data_frame_sent).
+	MaxWindowUpdates int
+	// MaxResets is how many streams a client may have end early, by its own
+	// RST_STREAM or by what makes the server send one, while these are more
+	// than half of the last streams: 500, as Envoy's
+	// overload.premature_reset_total_stream_count.
+	MaxResets int
 }
 
-// filled returns the options with their defaults.
-func (o *Options) filled() Options {
+func (o *Options) filled(server bool) Options {
 	var f Options
 	if o != nil {
 		f = *o
 	}
-	or(&f.MaxConcurrentStreams, 100)
+	if server {
+		or(&f.MaxConcurrentStreams, 100)
+	} else {
+		or(&f.MaxConcurrentStreams, 1024)
+	}
 	or(&f.InitialStreamWindow, 256<<10)
 	or(&f.InitialConnWindow, 1<<20)
-	or(&f.MaxFrameSize, 16<<10)
+	or(&f.MaxFrameSize, minMaxFrame)
 	or(&f.HeaderTableSize, 4096)
 	or(&f.MaxHeaderBytes, 60<<10)
 	or(&f.MaxHeaderCount, 100)
 	or(&f.StreamBufferLimit, 256<<10)
 	or(&f.MaxControlFrames, 1000)
-	or(&f.MaxEmptyFrames, 16)
+	or(&f.MaxEmptyFrames, 1)
 	or(&f.MaxPriorityFrames, 100)
+	or(&f.MaxWindowUpdates, 10)
 	or(&f.MaxResets, 500)
-	f.InitialConnWindow = max(f.InitialConnWindow, defaultWindow)
+	f.InitialStreamWindow = min(f.InitialStreamWindow, maxWindow)
+	f.InitialConnWindow = min(max(f.InitialConnWindow, defaultWindow), maxWindow)
+	f.MaxFrameSize = min(max(f.MaxFrameSize, minMaxFrame), maxMaxFrame)
+	f.MaxHeaderCount = min(f.MaxHeaderCount, message.MaxFields)
 	return f
 }
 
@@ -72,7 +106,10 @@ func or[T comparable](v *T, def T) {
 }
 
 const (
-	defaultWindow = 65535 // of streams and connection before any SETTINGS (RFC 9113 §6.9.2)
-	maxWindow     = 1<<31 - 1
-	minMaxFrame   = 16384
+	defaultWindow  = 65535 // of streams and connection before any SETTINGS (RFC 9113 §6.9.2)
+	maxWindow      = 1<<31 - 1
+	minMaxFrame    = 1 << 14
+	maxMaxFrame    = 1<<24 - 1
+	maxStreamID    = 1<<31 - 1
+	defaultStreams = 100 // assumed of a server that did not say yet (§6.5.2 advises no less)
 )

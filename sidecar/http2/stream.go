@@ -1,89 +1,131 @@
 package http2
 
 import (
-	"strconv"
-
 	"sallyport/sidecar/buffer"
 	"sallyport/sidecar/message"
 )
 
 // Stream is one request and its response: the way to send on. It belongs to
-// its connection and is used again: after the message in both directions is
-// complete, or Reset was called by either side, it may not be touched.
+// its connection, which uses it again for another: it may not be touched any more
+//
+//   - after its receiver's Reset was called, or Reset was called on it;
+//   - on a server, after the end of the response was given to it. No event
+//     follows either, except in a tunnel (CONNECT, an upgrade that was
+//     accepted), whose two directions end apart;
+//   - on a client, after the end of the request was given to it and the
+//     receiver got the end of the response. A receiver that got the end of
+//     the response first gets no more events but Drained, and calls Reset
+//     or sends on to the end.
+//
+// Until another stream takes its place, calls have no effect.
 type Stream struct {
 	c  *Conn
 	r  message.Receiver
 	id uint32 // 0: a client's stream before its head
 
-	sendWindow  int64
-	recvWindow  int64 // what the peer may still send
-	recvUnacked int64
-	paused      int
-	length      int64 // content-length of what is received, -1: none
-	received    int64
+	// What the message in each direction is.
+	tunnel   bool   // CONNECT or an upgrade: no end of one direction ends the other
+	extended bool   // extended CONNECT
+	madeKey  bool   // the upgrade's Sec-WebSocket-Key is ours
+	isHead   bool   // client: the request is HEAD
+	protocol string // client: of the extended CONNECT
 
-	pending    buffer.Buffer // DATA that waits for window or Output
-	pendingEnd bool          // END_STREAM follows it
+	// Receiving.
+	begun         bool // a head came, on a client also an informational one
+	final         bool // client: the final head came
+	recvEnd       bool // END_STREAM came
+	delivered     bool // the receiver has the end
+	delivering    bool // deliver is on the stack
+	inEnd         bool // the end waits behind in, as inTail where there are trailers
+	discard       bool // server: a tunnel was refused, and what comes is dropped
+	informational int
+	paused        int
+	length        int64 // content-length, -1 where there is none
+	received      int64
+	recvWindow    int64 // what the peer may still send
+	recvUnacked   int64
+	in            buffer.Buffer // content that came during a Pause
+	inTail        *message.Head
+
+	// Sending.
+	headGiven  bool // the sender gave the final head
+	ended      bool // and the end
+	sendEnd    bool // END_STREAM was sent, or the peer does not want the rest
+	headEnd    bool // END_STREAM goes with the head that waits
+	outEnd     bool // END_STREAM goes behind out, with tail where there are trailers
+	wasFull    bool
+	sendWindow int64
+	firstHead  *message.Head // waits for room in the Output, or for the peer's SETTINGS
+	out        buffer.Buffer // content that waits for window or Output
 	tail       *message.Head
 
-	headIn, headOut bool // a final head was received, sent
-	recvEnd         bool
-	sendEnd         bool // END_STREAM was sent
-	ended           bool // the sender said its last
-	isHead          bool // the request is HEAD
-	connect         bool // extended CONNECT: the content is a tunnel
-	gone            bool
-	wasFull         bool
-	queued          bool
-	prev, following *Stream
+	gone    bool
+	live    links
+	waiting *sendList
+	turn    links
 }
+
+// maxFree bounds the streams that a connection keeps for reuse.
+const maxFree = 128
 
 func (c *Conn) newStream() *Stream {
 	var s *Stream
-	if c.depth == 0 {
-		c.free = append(c.free, c.dead...)
-		clear(c.dead)
-		c.dead = c.dead[:0]
-	}
 	if n := len(c.free); n > 0 {
 		s = c.free[n-1]
+		c.free[n-1] = nil
 		c.free = c.free[:n-1]
 	} else {
-		s = &Stream{c: c}
-		s.pending.Init(c.pool())
+		s = new(Stream)
 	}
-	s.gone = false
-	s.sendWindow, s.recvWindow = c.peerWindow, int64(c.o.InitialStreamWindow)
-	s.length = -1
-	c.opened++
+	*s = Stream{c: c, length: -1, sendWindow: c.peerWindow, recvWindow: int64(c.o.InitialStreamWindow)}
+	if !c.acked {
+		s.recvWindow = max(s.recvWindow, defaultWindow) // the peer may not know ours yet (§6.9.3)
+	}
+	s.in.Init(c.out.Buffer().Pool())
+	s.out.Init(c.out.Buffer().Pool())
+	c.live.add(s)
+	c.active++
 	return s
 }
 
-// maxFree bounds the streams kept for reuse by a connection.
-const maxFree = 128
-
-// remove forgets a stream that is over.
-func (s *Stream) remove() {
-	c := s.c
-	if s.gone {
+// recycle makes streams that ended usable again, where nobody on the stack can look at them.
+func (c *Conn) recycle() {
+	if c.depth > 0 || len(c.dead) == 0 {
 		return
 	}
+	if n := maxFree - len(c.free); n > 0 {
+		c.free = append(c.free, c.dead[:min(n, len(c.dead))]...)
+	}
+	clear(c.dead)
+	c.dead = c.dead[:0]
+}
+
+// remove forgets a stream that is over. The caller calls streamClosed when it
+// does not touch the stream any more. Where the sender has neither given the
+// end nor heard of it, it may still call: then s is left to the garbage
+// collector, or what it sends would go out on another stream.
+func (s *Stream) remove(told bool) {
+	c := s.c
 	s.gone = true
-	c.dequeue(s)
+	s.dropOutput()
+	s.dropInput()
 	if s.wasFull {
 		c.full--
 	}
 	if s.id != 0 {
-		delete(c.streams, s.id)
-		c.wasClosed.add(s.id)
+		c.streams.remove(s.id)
+		if s.recvEnd {
+			c.ended.add(s.id)
+		}
 	}
+	c.live.remove(s)
 	c.active--
-	s.pending.Release()
-	if len(c.free)+len(c.dead) < maxFree && !c.closed {
-		pending := s.pending
-		*s = Stream{c: c, pending: pending, gone: true}
+	if told || s.ended {
 		c.dead = append(c.dead, s)
 	}
+}
+
+func (c *Conn) streamClosed() {
 	if c.OnStreamClosed != nil {
 		c.OnStreamClosed()
 	}
@@ -94,19 +136,45 @@ func (s *Stream) end(why message.Reason) {
 	if s.gone {
 		return
 	}
-	r, complete := s.r, s.recvEnd && s.ended
-	s.remove()
-	if r != nil && !complete {
+	c, r := s.c, s.r
+	told := !s.deaf()
+	s.remove(told)
+	if told && r != nil {
 		r.Reset(why)
 	}
+	c.streamClosed()
+}
+
+// deaf says that the receiver has had its last event but Drained.
+func (s *Stream) deaf() bool {
+	if s.c.server {
+		return s.ended && (s.delivered || !s.tunnel)
+	}
+	return s.delivered
 }
 
 // settle removes a stream whose two messages are complete.
 func (s *Stream) settle() {
-	if s.gone || !s.recvEnd || !s.sendEnd {
+	if s.gone || !s.recvEnd || !s.sendEnd || s.inEnd {
 		return
 	}
-	s.remove()
+	s.remove(false)
+	s.c.streamClosed()
+}
+
+// dropOutput forgets what waits to be sent.
+func (s *Stream) dropOutput() {
+	if s.waiting != nil {
+		s.waiting.remove(s)
+	}
+	s.out.Release()
+	s.outEnd, s.headEnd = false, false
+	for _, h := range []**message.Head{&s.firstHead, &s.tail} {
+		if *h != nil {
+			s.c.spare.put(*h)
+			*h = nil
+		}
+	}
 }
 
 // SetReceiver replaces who gets the stream's events.
@@ -115,145 +183,168 @@ func (s *Stream) SetReceiver(r message.Receiver) { s.r = r }
 // ID is the stream's identifier, 0 for a client's stream before its head was sent.
 func (s *Stream) ID() uint32 { return s.id }
 
-// Head sends a head.
+// Head sends a head. A server's 101 accepts an extended CONNECT; a client's
+// head with an Upgrade field becomes one, and where the server does not take
+// these (RFC 8441 §3) the stream ends with Reset(LocalReset). A head that
+// HTTP/2 cannot carry ends it in the same way.
 func (s *Stream) Head(h *message.Head, end bool) {
 	c := s.c
 	if s.gone || c.closed || s.ended {
 		return
 	}
-	if !c.server && s.id == 0 && !s.openFor(h) {
+	if s.headGiven {
+		s.abort(InternalError)
 		return
 	}
-	status := 0
 	if c.server {
-		status = h.StatusCode()
-		if status == 101 && !s.connect {
-			s.refuseHead() // §8.6: 101 does not exist in HTTP/2
+		status := h.StatusCode()
+		if status >= 100 && status < 200 && status != 101 && !end {
+			c.writeHead(s, h, 0)
 			return
 		}
+		if code := s.refuses(status); code != NoError {
+			s.abort(code)
+			return
+		}
+		if s.tunnel {
+			s.answerTunnel(h, end, status == 101 || status/100 == 2)
+			return
+		}
+	} else if !s.prepareRequest(h) {
+		s.abort(InternalError)
+		return
 	}
-	informational := c.server && status < 200 && status != 101
-	flags := uint8(flagEndHeaders)
+	s.giveHead(h, end)
+}
+
+// answerTunnel sends the answer to CONNECT or an upgrade. What the client sent
+// ahead of it was meant for the tunnel, and goes nowhere else.
+func (s *Stream) answerTunnel(h *message.Head, end, accepted bool) {
+	if accepted {
+		s.giveHead(h, end)
+		s.Resume()
+		return
+	}
+	s.tunnel, s.discard = false, true
+	s.giveHead(h, end)
+	if !s.deaf() && !s.gone && !s.delivered {
+		s.delivered = true
+		s.r.Data(nil, true)
+	}
+}
+
+// giveHead sends the final head, or has it wait.
+func (s *Stream) giveHead(h *message.Head, end bool) {
+	c := s.c
+	s.headGiven, s.ended = true, end
+	if c.out.Full() || !s.mayGo() {
+		s.firstHead = c.spare.get()
+		s.firstHead.CopyFrom(h)
+		s.headEnd = end
+		s.queue()
+		return
+	}
+	s.sendHead(h, end)
+}
+
+// refuses says with which error a final response head cannot be sent.
+func (s *Stream) refuses(status int) ErrCode {
+	switch {
+	case status < 200 && status != 101, status == 101 && !s.extended:
+		return InternalError // §8.6
+	case s.extended && status/100 == 2:
+		// To the client it would say that the tunnel is open.
+		return ConnectError
+	}
+	return NoError
+}
+
+// prepareRequest looks at a request's head before it is sent.
+func (s *Stream) prepareRequest(h *message.Head) bool {
+	switch {
+	case !h.Has(message.Method):
+		return false
+	case h.Has(message.Upgrade):
+		s.tunnel, s.extended = true, true
+		s.protocol = string(h.Get(message.Upgrade))
+		return true
+	}
+	s.tunnel = h.Is(message.Method, "CONNECT")
+	s.isHead = h.Is(message.Method, "HEAD")
+	return s.tunnel || h.Has(message.Path)
+}
+
+// mayGo says that the head needs not wait for the peer's SETTINGS.
+func (s *Stream) mayGo() bool { return s.c.server || !s.extended || s.c.settings }
+
+// sendHead writes the final head.
+func (s *Stream) sendHead(h *message.Head, end bool) {
+	c := s.c
+	if !c.server && !s.open() {
+		return
+	}
+	flags := uint8(0)
 	if end {
-		flags |= flagEndStream
-		s.ended = true
+		flags = flagEndStream
 	}
-	s.headOut = s.headOut || !informational
-	c.writeBlock(s, h, flags)
+	c.writeHead(s, h, flags)
 	if end {
 		s.sentEnd()
 	}
 }
 
-// openFor gives the client's stream its identifier; the order of identifiers
-// is that of the heads on the wire (§5.1.1). It answers false where the head cannot be sent.
-func (s *Stream) openFor(h *message.Head) bool {
+// open gives a client's stream its identifier: their order is that of the
+// heads on the wire (§5.1.1).
+func (s *Stream) open() bool {
 	c := s.c
-	s.isHead = h.Is(message.Method, "HEAD")
-	if h.Has(message.Upgrade) {
-		if !c.peerConnect {
-			// The peer does not take WebSockets over HTTP/2 (RFC 8441 §3).
-			r := s.r
-			s.remove()
-			r.Reset(message.LocalReset)
-			return false
-		}
-		s.connect = true
+	switch {
+	case c.peerGone || c.next > maxStreamID:
+		s.end(message.Refused)
+		return false
+	case s.extended && !c.peerConnect:
+		s.end(message.LocalReset)
+		return false
 	}
 	s.id = c.next
 	c.next += 2
-	c.last = s.id
-	c.streams[s.id] = s
+	c.seen = s.id
+	c.limits.open(&c.o)
+	c.streams.put(s)
 	return true
 }
 
-// refuseHead ends a stream whose owner sent a head that HTTP/2 cannot carry.
-func (s *Stream) refuseHead() {
-	s.c.sendReset(s.id, InternalError)
+// abort ends a stream whose sender did what HTTP/2 cannot carry.
+func (s *Stream) abort(code ErrCode) {
+	if s.id != 0 {
+		s.c.writeReset(s.id, code)
+	}
 	s.end(message.LocalReset)
-}
-
-// writeBlock encodes the fields into HEADERS and CONTINUATION frames.
-func (c *Conn) writeBlock(s *Stream, h *message.Head, flags uint8) {
-	b := c.enc.Begin(c.scratch[:0])
-	b = c.encode(b, s, h)
-	c.scratch = b[:0]
-	out := c.out.Buffer()
-	kind := frameHeaders
-	for first := true; first || len(b) > 0; first = false {
-		piece := b[:min(len(b), c.peerFrame)]
-		b = b[len(piece):]
-		f := flags
-		if len(b) > 0 {
-			f &^= flagEndHeaders
-		}
-		var hdr [frameHeaderLen]byte
-		out.Append(appendHeader(hdr[:0], len(piece), kind, f, s.id))
-		out.Append(piece)
-		kind, flags = frameContinuation, flags&flagEndHeaders
-	}
-	c.out.Flush()
-}
-
-// pseudo-header fields come first (§8.3).
-var pseudo = [...]message.Name{message.Method, message.Scheme, message.Authority, message.Path, message.Protocol, message.Status}
-
-func (c *Conn) encode(b []byte, s *Stream, h *message.Head) []byte {
-	for _, n := range pseudo {
-		v := h.Get(n)
-		switch {
-		case v == nil && !(n == message.Protocol && s.connect && !c.server):
-			continue
-		case n == message.Method && s.connect && !c.server:
-			v = []byte("CONNECT")
-		case n == message.Protocol && s.connect && !c.server:
-			v = h.Get(message.Upgrade)
-		case n == message.Status && s.connect && string(v) == "101":
-			v = []byte("200")
-		case n == message.Path && !c.server && !s.connect && h.Is(message.Method, "CONNECT"),
-			n == message.Scheme && !c.server && !s.connect && h.Is(message.Method, "CONNECT"):
-			continue // §8.5
-		}
-		b = c.enc.Field(b, n, n.String(), v)
-	}
-	for i := range h.Len() {
-		n := h.NameAt(i)
-		name, value := h.At(i)
-		switch n {
-		case message.Method, message.Scheme, message.Authority, message.Path, message.Protocol, message.Status,
-			// Connection-specific fields (§8.2.2).
-			message.Connection, message.KeepAlive, message.ProxyConnection, message.TransferEncoding, message.Upgrade, message.HTTP2Settings, message.Host:
-			continue
-		case message.TE:
-			if string(value) != "trailers" {
-				continue
-			}
-		case message.ContentLength:
-			if s.connect {
-				continue
-			}
-		}
-		b = c.enc.Field(b, n, name, value)
-	}
-	return b
 }
 
 // Data sends content, as far as windows and Output allow; the rest waits.
 func (s *Stream) Data(p []byte, end bool) {
 	c := s.c
-	if s.gone || c.closed || s.ended || s.id == 0 {
+	if s.gone || c.closed || s.ended || len(p) == 0 && !end {
+		return
+	}
+	if !s.headGiven {
+		s.abort(InternalError)
 		return
 	}
 	s.ended = end
-	if s.pending.Len() == 0 && !s.queued && !c.out.Full() {
-		for len(p) > 0 {
-			n := int(min(int64(min(len(p), c.peerFrame)), s.sendWindow, c.sendWindow))
-			if n <= 0 {
+	if s.sendEnd {
+		return
+	}
+	// Straight into the Output, unless that would be out of turn.
+	if s.firstHead == nil && s.out.Len() == 0 && c.ready.first == nil {
+		for len(p) > 0 && !c.out.Full() {
+			n := s.allowance(len(p))
+			if n == 0 {
 				break
 			}
-			s.writeData(p[:n], end && n == len(p))
-			p = p[n:]
-			if len(p) == 0 && end {
+			last := end && n == len(p)
+			s.writeData(p[:n], last)
+			if p = p[n:]; last {
 				s.sentEnd()
 				return
 			}
@@ -266,100 +357,49 @@ func (s *Stream) Data(p []byte, end bool) {
 			return
 		}
 	}
-	s.pending.Append(p)
-	s.pendingEnd = end
+	s.out.Append(p)
+	s.outEnd = end
 	s.queue()
-}
-
-func (s *Stream) writeData(p []byte, end bool) {
-	c := s.c
-	var hdr [frameHeaderLen]byte
-	flags := uint8(0)
-	if end {
-		flags = flagEndStream
-	}
-	b := c.out.Buffer()
-	b.Append(appendHeader(hdr[:0], len(p), frameData, flags, s.id))
-	b.Append(p)
-	s.sendWindow -= int64(len(p))
-	c.sendWindow -= int64(len(p))
-	c.out.Flush()
-}
-
-// queue puts a stream that has something to send, and a window, behind the others.
-func (s *Stream) queue() {
-	c := s.c
-	if s.queued || s.gone || s.pending.Len() == 0 && !s.pendingEnd && s.tail == nil || s.pending.Len() > 0 && s.sendWindow <= 0 {
-		return
-	}
-	s.queued = true
-	s.prev, s.following = c.lastIn, nil
-	if c.lastIn != nil {
-		c.lastIn.following = s
-	} else {
-		c.first = s
-	}
-	c.lastIn = s
-}
-
-// sendFrame sends one frame of what waits.
-func (s *Stream) sendFrame() {
-	c := s.c
-	n := int(min(int64(min(s.pending.Len(), c.peerFrame)), s.sendWindow, c.sendWindow))
-	if n > 0 {
-		last := n == s.pending.Len() && s.pendingEnd && s.tail == nil
-		s.writeData(s.pending.Bytes()[:n], last)
-		s.pending.Consume(n)
-		if last {
-			s.pendingEnd = false
-			s.sentEnd()
-			return
-		}
-	}
-	if s.pending.Len() > 0 {
-		return
-	}
-	switch {
-	case s.tail != nil:
-		t := s.tail
-		s.tail = nil
-		c.writeBlock(s, t, flagEndHeaders|flagEndStream)
-		s.sentEnd()
-	case s.pendingEnd:
-		s.pendingEnd = false
-		s.writeData(nil, true)
-		s.sentEnd()
-	}
 }
 
 // Trailers ends the message with trailers, behind what waits.
 func (s *Stream) Trailers(h *message.Head) {
-	if s.gone || s.c.closed || s.ended || s.id == 0 {
+	c := s.c
+	if s.gone || c.closed || s.ended {
+		return
+	}
+	if !s.headGiven {
+		s.abort(InternalError)
 		return
 	}
 	s.ended = true
-	if s.pending.Len() == 0 && !s.queued {
-		s.c.writeBlock(s, h, flagEndHeaders|flagEndStream)
+	if s.sendEnd {
+		return
+	}
+	if s.firstHead == nil && s.out.Len() == 0 {
+		c.writeTrailers(s, h)
 		s.sentEnd()
 		return
 	}
-	// The fields must be encoded when they are sent, so a copy waits. This
-	// is the one place that allocates, for a slow reader of a trailer.
-	s.tail = new(message.Head)
+	// Fields must be encoded when they are sent, so a copy waits.
+	s.tail, s.outEnd = c.spare.get(), true
 	s.tail.CopyFrom(h)
 	s.queue()
 }
 
-// sentEnd notes that END_STREAM is on its way. A server that has answered
-// does not want the rest of the request (§8.1).
+// sentEnd notes that END_STREAM was sent. A server that has answered does not
+// want the rest of the request (§8.1).
 func (s *Stream) sentEnd() {
 	s.sendEnd = true
-	if s.c.server && !s.recvEnd && !s.gone {
-		s.c.sendReset(s.id, NoError)
-		s.remove()
+	if !s.c.server || s.tunnel {
+		s.settle()
 		return
 	}
-	s.settle()
+	if !s.recvEnd {
+		s.c.writeReset(s.id, NoError)
+	}
+	s.remove(false)
+	s.c.streamClosed()
 }
 
 // Reset abandons the stream; the receiver hears nothing more.
@@ -367,27 +407,34 @@ func (s *Stream) Reset(why message.Reason) {
 	if s.gone {
 		return
 	}
-	if s.id != 0 && !s.c.closed && !(s.recvEnd && s.sendEnd) {
-		code := Cancel
-		switch why {
-		case message.ProtocolError:
-			code = ProtocolError
-		case message.Overflow, message.Refused:
-			code = RefusedStream
-		case message.RemoteReset, message.ConnectionClosed:
-			code = InternalError
-		}
-		s.c.sendReset(s.id, code)
+	c := s.c
+	if s.id != 0 && !c.closed && !(s.recvEnd && s.sendEnd) {
+		c.writeReset(s.id, s.codeFor(why))
 	}
-	s.remove()
+	s.remove(true)
+	c.streamClosed()
 }
 
-// Full says that more than the high mark waits on the stream, or on the connection.
+// codeFor says to the peer why this side gave up.
+func (s *Stream) codeFor(why message.Reason) ErrCode {
+	switch {
+	case why == message.ProtocolError:
+		return ProtocolError
+	case !s.c.server:
+		return Cancel
+	case (why == message.Refused || why == message.Overflow) && !s.headGiven:
+		return RefusedStream // §8.7: nothing was done, the client may repeat it
+	}
+	return InternalError
+}
+
+// Full says that more than the high mark waits on the stream, or on the
+// connection. Drained follows.
 func (s *Stream) Full() bool {
-	if s.gone {
+	if s.gone || s.c.closed {
 		return false
 	}
-	full := s.pending.Len() > s.c.o.StreamBufferLimit || s.c.out.Full()
+	full := s.out.Len() > s.c.o.StreamBufferLimit || s.c.out.Full()
 	if full && !s.wasFull {
 		s.wasFull = true
 		s.c.full++
@@ -397,61 +444,27 @@ func (s *Stream) Full() bool {
 
 // drained tells a sender that was told Full of room.
 func (s *Stream) drained() {
-	if s.wasFull && !s.gone && s.pending.Len() <= s.c.o.StreamBufferLimit/2 && !s.c.out.Full() {
-		s.wasFull = false
-		s.c.full--
-		if s.r != nil {
-			s.r.Drained()
-		}
+	if !s.wasFull || s.gone || s.out.Len() > s.c.o.StreamBufferLimit/2 || s.c.out.Full() {
+		return
+	}
+	s.wasFull = false
+	s.c.full--
+	if !s.ended {
+		s.r.Drained()
 	}
 }
 
-// Pause keeps the stream's window shut: at most one window of DATA still comes.
+// Pause stops Data and Trailers events. What comes is kept: at most the
+// stream's window, which stays shut.
 func (s *Stream) Pause() { s.paused++ }
 
-// Resume opens it again.
+// Resume undoes one Pause. What was kept comes from within the call.
 func (s *Stream) Resume() {
 	if s.gone || s.paused == 0 {
 		return
 	}
 	if s.paused--; s.paused == 0 {
-		s.consumed(0)
+		s.credit(0)
+		s.deliver()
 	}
-}
-
-// consumed gives window of the stream back, half of it at a time, unless it is
-// paused or nothing more is to come.
-func (s *Stream) consumed(n int64) {
-	s.recvUnacked += n
-	if s.paused > 0 || s.recvEnd || s.gone || s.c.closed || s.recvUnacked < int64(s.c.o.InitialStreamWindow)/2 {
-		return
-	}
-	s.c.windowUpdate(s.id, uint32(s.recvUnacked))
-	s.recvWindow += s.recvUnacked
-	s.recvUnacked = 0
-}
-
-// contentLength parses a content-length that is one or more equal decimal numbers.
-func contentLength(h *message.Head) (n int64, ok bool) {
-	n = -1
-	for i := range h.Len() {
-		if h.NameAt(i) != message.ContentLength {
-			continue
-		}
-		_, v := h.At(i)
-		if len(v) == 0 || len(v) > 18 {
-			return 0, false
-		}
-		for _, c := range v {
-			if c < '0' || c > '9' {
-				return 0, false
-			}
-		}
-		k, err := strconv.ParseInt(string(v), 10, 64)
-		if err != nil || n >= 0 && k != n {
-			return 0, false
-		}
-		n = k
-	}
-	return n, true
 }

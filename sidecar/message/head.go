@@ -26,10 +26,11 @@ type Head struct {
 }
 
 type field struct {
-	name    Name
-	nameLen uint16 // of an unknown name, which stands in the arena right before the value
-	off     uint32 // where the value starts in the arena
-	len     uint32
+	name      Name
+	sensitive bool
+	nameLen   uint16 // of an unknown name, which stands in the arena right before the value
+	off       uint32 // where the value starts in the arena
+	len       uint32
 }
 
 // MaxFields bounds what first can index; codecs enforce far lower limits.
@@ -155,6 +156,13 @@ func (h *Head) AddField(n Name, name, value []byte) {
 	h.push(field{nameLen: uint16(len(name)), off: uint32(len(h.arena)), len: uint32(len(value))})
 	h.arena = append(h.arena, value...)
 }
+
+// MarkSensitive marks the last field as one that came as never to be indexed,
+// which holds for everyone who sends it on (RFC 7541 §7.1.3).
+func (h *Head) MarkSensitive() { h.fields[len(h.fields)-1].sensitive = true }
+
+// Sensitive says whether the i-th field was marked so.
+func (h *Head) Sensitive(i int) bool { return h.fields[i].sensitive }
 
 // SetAt replaces the value of the i-th field, which must have a known name:
 // the name of an unknown one stands in the arena before its value.

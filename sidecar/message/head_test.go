@@ -105,6 +105,26 @@ func TestAnEmptyValueIsPresent(t *testing.T) {
 	}
 }
 
+func TestTheMarkOfASensitiveFieldStaysWithIt(t *testing.T) {
+	var h, c Head
+	h.AddString("x-a", "1")
+	h.AddString("x-key", "2")
+	h.MarkSensitive()
+	h.AddNameString(Cookie, "3")
+	h.MarkSensitive()
+	h.SetNameString(Cookie, "4")
+	h.Remove("x-a")
+	c.CopyFrom(&h)
+	c.AddString("x-b", "5")
+	if !c.Sensitive(0) || !c.Sensitive(1) || c.Sensitive(2) {
+		t.Error("marks moved or were lost")
+	}
+	c.Reset()
+	if c.AddString("x-b", "5"); c.Sensitive(0) {
+		t.Error("a mark outlives Reset")
+	}
+}
+
 func TestStatusCode(t *testing.T) {
 	for v, want := range map[string]int{"200": 200, "099": 99, "20": 0, "2000": 0, "2x0": 0, "": 0} {
 		var h Head
