@@ -140,6 +140,8 @@ type HeaderMatch struct {
 type Snapshot struct {
 	Services   map[Name]*Service
 	Intentions []Intention // sorted: by precedence downwards, then by name
+	// DefaultIntention applies where no intention does. Empty: the source does not say, or could not be asked.
+	DefaultIntention Action
 }
 
 // Service is the service of that name; one that the catalog does not have is an HTTP service without instances.
@@ -196,13 +198,19 @@ type Status struct {
 	Source  string    `json:"source"`
 	Loaded  bool      `json:"loaded"`          // something was published
 	Error   string    `json:"error,omitempty"` // why what is in force is not the newest
-	Changed time.Time `json:"changed"`
+	Changed time.Time `json:"changed"`         // when something was published last
+	// Connected says that the source can be read at present.
+	Connected bool `json:"connected"`
+	// LastIndex is Consul's index of the list of services that was read last.
+	LastIndex uint64 `json:"lastIndex,omitempty"`
+	// LastError is the last that went wrong, and stays after it was repaired.
+	LastError string `json:"lastError,omitempty"`
 }
 
 // Source reads a catalog.
 type Source interface {
-	// Run publishes snapshots until ctx ends: nothing before the first full read, and nothing that is less because the
-	// source is away. An error before that is a mistake that waiting does not repair.
+	// Run publishes snapshots until ctx ends: nothing before the first full read, nothing that is less because the source
+	// is away, and nothing that equals what was published before.
 	Run(ctx context.Context, publish func(*Snapshot)) error
 	Status() Status
 }

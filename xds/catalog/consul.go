@@ -1,16 +1,12 @@
 package catalog
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
-	"net/http"
+	"reflect"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -22,58 +18,80 @@ type ConsulOptions struct {
 	Address string // URL or HOST:PORT; empty: CONSUL_HTTP_ADDR, else 127.0.0.1:8500
 	Token   string // ACL token; empty: CONSUL_HTTP_TOKEN
 	// Retry is the first pause after an error, doubled up to 30 times it; default 200ms.
-	Retry  time.Duration
-	Logger *slog.Logger
+	Retry time.Duration
+	// Confirm is how long an answer that has lost something must stand before it is believed, after Consul failed or was
+	// restarted; default 3s.
+	Confirm time.Duration
+	// Watches is how many blocking queries about single services stand at a time; what is above is polled. Default 150:
+	// with what else is asked that stays below the 200 connections that an agent takes from an address
+	// (limits.http_max_conns_per_client).
+	Watches int
+	Logger  *slog.Logger
 }
 
-// Consul is the catalog of a Consul cluster, followed by blocking queries: the list of services, the intentions and the
-// config entries, and two of each service, its instances and their sidecars.
+// Consul is the catalog of a Consul cluster. Blocking queries follow the list of services, the intentions, the config
+// entries and, of each service, its instances and its sidecars; what does not fit into the connections is polled.
+// Safe for concurrent use; Run is called once.
 type Consul struct {
 	opt    ConsulOptions
 	client *api.Client
 	log    *slog.Logger
+	poll   *poller
+	wg     sync.WaitGroup
+	slots  chan struct{}   // one for each watch of a service
+	checks sync.Once       // starts the watch of all checks
+	change chan struct{}   // something was taken in
+	ctx    context.Context // of Run; queries of services derive from it
 
-	mu       sync.Mutex
-	services map[string]*consulService
-	listed   bool
-	loaded   [fixedQueries]bool
-	protocol map[string]Protocol // service-defaults
-	fallback Protocol            // proxy-defaults
-	intents  []Intention
-	errs     map[string]string // by query
-	status   Status
-	publish  func(*Snapshot)
-	skipped  map[string]bool // instances complained about
+	mu         sync.Mutex
+	services   map[string]*consulService
+	loaded     [fixedQueries]bool
+	protocol   map[string]Protocol // service-defaults
+	fallback   Protocol            // proxy-defaults
+	intents    []Intention
+	byDefault  Action                // what applies without an intention
+	checked    map[string]uint64     // a digest of the checks of each service
+	errs       map[string]queryError // by query
+	distrusted time.Time             // when Consul failed last
+	status     Status
+	told       map[string]bool // what was complained about
 }
 
-// The queries that are not of one service, besides the list of services.
+// The queries that are not of one service, all of which must be read before the first snapshot.
 const (
-	queryIntentions = iota
+	queryServices = iota
+	queryIntentions
 	queryServiceDefaults
 	queryProxyDefaults
+	queryAgent
 	fixedQueries
 )
 
 const (
-	waitTime       = time.Minute // of a blocking query; Consul adds up to a sixteenth
-	answerTime     = waitTime + waitTime/16 + 10*time.Second
-	minBetween     = 10 * time.Millisecond // of two queries of one kind: a catalog in uproar is read 100 times a second
-	maxRetryFactor = 30
-	maxPerHost     = 1 << 16
+	// debounce gathers what changes at about the same time into one snapshot.
+	debounce = 10 * time.Millisecond
+	// maxConnections is a second bound, of the transport: below what an agent takes.
+	maxConnections = 190
+	// pollWorkers is how many polls are under way at a time.
+	pollWorkers    = 12
+	defaultWatches = 150
+	defaultConfirm = 3 * time.Second
+	// agentInterval is how often the agent's configuration is read, which has no blocking query.
+	agentInterval = 30 * time.Second
+	// maxTold bounds the complaints that are remembered in order not to be repeated.
+	maxTold = 10_000
 )
-
-// consulService is what is known of one service.
-type consulService struct {
-	stop      context.CancelFunc
-	instances []*api.ServiceEntry
-	sidecars  []*api.ServiceEntry
-	read      [2]bool
-}
 
 // NewConsul makes a source of a Consul.
 func NewConsul(o ConsulOptions) (*Consul, error) {
 	if o.Retry <= 0 {
 		o.Retry = 200 * time.Millisecond
+	}
+	if o.Confirm <= 0 {
+		o.Confirm = defaultConfirm
+	}
+	if o.Watches <= 0 {
+		o.Watches = defaultWatches
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
@@ -85,14 +103,15 @@ func NewConsul(o ConsulOptions) (*Consul, error) {
 	if o.Token != "" {
 		config.Token, config.TokenFile = o.Token, ""
 	}
-	config.Transport.MaxIdleConnsPerHost = 64
-	config.Transport.MaxConnsPerHost = maxPerHost
+	config.Transport.MaxIdleConnsPerHost = pollWorkers + fixedQueries
+	config.Transport.MaxConnsPerHost = maxConnections
 	client, err := api.NewClient(config)
 	if err != nil {
 		return nil, fmt.Errorf("consul %s: %w", config.Address, err)
 	}
-	return &Consul{opt: o, client: client, log: o.Logger, services: map[string]*consulService{}, errs: map[string]string{}, skipped: map[string]bool{},
-		protocol: map[string]Protocol{}, status: Status{Source: "consul " + config.Address}}, nil
+	return &Consul{opt: o, client: client, log: o.Logger, poll: newPoller(), slots: make(chan struct{}, o.Watches),
+		change: make(chan struct{}, 1), services: map[string]*consulService{}, errs: map[string]queryError{},
+		told: map[string]bool{}, protocol: map[string]Protocol{}, status: Status{Source: "consul " + config.Address}}, nil
 }
 
 // Status implements Source.
@@ -101,140 +120,75 @@ func (c *Consul) Status() Status {
 	defer c.mu.Unlock()
 	s := c.status
 	for _, query := range slices.Sorted(maps.Keys(c.errs)) {
-		s.Error = query + ": " + c.errs[query]
-		if n := len(c.errs) - 1; n > 0 {
-			s.Error += fmt.Sprintf(" (and %d more)", n)
+		e := c.errs[query]
+		if s.Error == "" {
+			s.Error = query + ": " + e.text
+			if n := len(c.errs) - 1; n > 0 {
+				s.Error += fmt.Sprintf(" (and %d more)", n)
+			}
 		}
-		break
+		if e.down {
+			s.Connected = false
+		}
 	}
 	return s
 }
 
 // Run implements Source.
 func (c *Consul) Run(ctx context.Context, publish func(*Snapshot)) error {
-	c.publish = publish
-	var wg sync.WaitGroup
-	follow := func(ctx context.Context, name string, query func(*api.QueryOptions) (*api.QueryMeta, func(), error)) {
-		wg.Go(func() { c.follow(ctx, name, query) })
+	c.ctx = ctx
+	c.follow("services", func(o *api.QueryOptions) (*api.QueryMeta, answer, error) {
+		list, meta, err := c.client.Catalog().Services(o)
+		delete(list, "consul") // the servers themselves
+		return meta, answer{slices.Collect(maps.Keys(list)), func() { c.list(list, meta.LastIndex) }}, err
+	})
+	c.follow("service-intentions", c.askIntentions)
+	c.follow("service-defaults", func(o *api.QueryOptions) (*api.QueryMeta, answer, error) {
+		list, meta, err := c.client.ConfigEntries().List(api.ServiceDefaults, o)
+		return meta, answer{namesOf(list), func() { c.serviceDefaults(list) }}, err
+	})
+	c.follow("proxy-defaults", func(o *api.QueryOptions) (*api.QueryMeta, answer, error) {
+		list, meta, err := c.client.ConfigEntries().List(api.ProxyDefaults, o)
+		return meta, answer{namesOf(list), func() { c.proxyDefaults(list) }}, err
+	})
+	c.wg.Go(c.followAgent)
+	c.wg.Go(func() { c.poll.schedule(ctx) })
+	for range pollWorkers {
+		c.wg.Go(c.pollWorker)
 	}
-	follow(ctx, "intentions", func(q *api.QueryOptions) (*api.QueryMeta, func(), error) {
-		list, meta, err := c.client.Connect().Intentions(q)
-		return meta, func() { c.intents, c.loaded[queryIntentions] = c.intentions(list), true }, err
-	})
-	follow(ctx, "service-defaults", func(q *api.QueryOptions) (*api.QueryMeta, func(), error) {
-		list, meta, err := c.client.ConfigEntries().List(api.ServiceDefaults, q)
-		return meta, func() { c.serviceDefaults(list) }, err
-	})
-	follow(ctx, "proxy-defaults", func(q *api.QueryOptions) (*api.QueryMeta, func(), error) {
-		list, meta, err := c.client.ConfigEntries().List(api.ProxyDefaults, q)
-		return meta, func() { c.proxyDefaults(list) }, err
-	})
-	follow(ctx, "services", func(q *api.QueryOptions) (*api.QueryMeta, func(), error) {
-		list, meta, err := c.client.Catalog().Services(q)
-		return meta, func() { c.list(ctx, list, follow) }, err
-	})
-	wg.Wait()
+	c.publisher(publish)
+	c.wg.Wait()
 	return nil
 }
 
-// follow repeats one blocking query until ctx ends. What it answers is taken in under the lock, and published.
-// (https://developer.hashicorp.com/consul/api-docs/features/blocking, "Implementation details")
-func (c *Consul) follow(ctx context.Context, name string, query func(*api.QueryOptions) (*api.QueryMeta, func(), error)) {
-	var index uint64
-	failures := 0
-	for ctx.Err() == nil {
-		begin := time.Now()
-		once, cancel := context.WithTimeout(ctx, answerTime)
-		meta, take, err := query((&api.QueryOptions{WaitIndex: index, WaitTime: waitTime, RequireConsistent: false}).WithContext(once))
-		cancel()
-		if ctx.Err() != nil {
+// publisher publishes what has changed, one snapshot at a time, until Run's context ends.
+func (c *Consul) publisher(publish func(*Snapshot)) {
+	var last *Snapshot
+	for {
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-c.change:
+		}
+		pause(c.ctx, debounce)
+		if c.ctx.Err() != nil {
 			return
 		}
-		if err != nil {
-			// The snapshot stays as it is. The index is forgotten: the next answer may come from another cluster state.
-			index = 0
-			failures++
-			c.failed(name, err, failures)
-			pause(ctx, backoff(c.opt.Retry, failures))
+		c.mu.Lock()
+		if !c.complete() {
+			c.mu.Unlock()
 			continue
 		}
-		failures = 0
-		last := index
-		switch index = meta.LastIndex; {
-		case index < last: // restored from a snapshot, or another leader: start over
-			index = 0
-		case index == 0:
-			index = 1 // an index of 0 would not block
+		s := c.snapshot()
+		if last != nil && reflect.DeepEqual(last, s) {
+			c.mu.Unlock()
+			continue
 		}
-		if index != last || index == 0 {
-			c.taken(ctx, name, take)
-		} else {
-			c.recovered(name)
-		}
-		if left := minBetween - time.Since(begin); left > 0 {
-			pause(ctx, left)
-		}
+		c.status.Loaded, c.status.Changed = true, time.Now()
+		c.mu.Unlock()
+		last = s
+		publish(s)
 	}
-}
-
-// backoff grows and is jittered, so that the queries of many services do not come back in step.
-func backoff(base time.Duration, failures int) time.Duration {
-	factor := min(1<<min(failures-1, 10), maxRetryFactor)
-	d := base * time.Duration(factor)
-	return d/2 + rand.N(d)
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
-}
-
-func (c *Consul) failed(query string, err error, failures int) {
-	text := err.Error()
-	if e, ok := errors.AsType[api.StatusError](err); ok {
-		text = fmt.Sprintf("answered %d: %s", e.Code, strings.TrimSpace(e.Body))
-		if e.Code == http.StatusForbidden {
-			text += " (the ACL token needs service:read, node:read, intentions:read and operator:read or mesh:read)"
-		}
-	}
-	if len(text) > 500 {
-		text = text[:500]
-	}
-	c.mu.Lock()
-	_, known := c.errs[query]
-	c.errs[query] = text
-	several := len(c.errs) > 1
-	c.mu.Unlock()
-	if !known && !several || failures == maxRetryFactor { // one line, not one per service
-		c.log.Error("consul cannot be read, what was read last stays in force", "query", query, "error", text)
-	}
-}
-
-func (c *Consul) recovered(query string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.errs, query)
-}
-
-// taken takes an answer in and publishes.
-func (c *Consul) taken(ctx context.Context, query string, take func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if ctx.Err() != nil {
-		return // the service went away meanwhile
-	}
-	delete(c.errs, query)
-	take()
-	if !c.complete() {
-		return
-	}
-	s := c.snapshot()
-	c.status.Loaded, c.status.Changed = true, time.Now()
-	c.publish(s) // under the lock, so that snapshots are published in order
 }
 
 // complete says that everything was read once. A service that appears later does not hold up the others.
@@ -242,131 +196,46 @@ func (c *Consul) complete() bool {
 	if c.status.Loaded {
 		return true
 	}
-	if !c.listed {
-		return false
-	}
 	for _, ok := range c.loaded {
 		if !ok {
 			return false
 		}
 	}
 	for _, v := range c.services {
-		if !v.read[0] || !v.read[1] {
+		if !v.complete() {
 			return false
 		}
 	}
 	return true
 }
 
-// list begins to follow new services and forgets those that are gone.
-func (c *Consul) list(ctx context.Context, services map[string][]string,
-	follow func(context.Context, string, func(*api.QueryOptions) (*api.QueryMeta, func(), error))) {
-	c.listed = true
-	for name, v := range c.services {
-		if _, ok := services[name]; !ok {
-			v.stop()
-			delete(c.services, name)
-			delete(c.errs, "service "+name)
-			delete(c.errs, "sidecars of "+name)
-		}
-	}
-	for name := range services {
-		if name == "consul" || c.services[name] != nil {
-			continue
-		}
-		if len(c.services) >= maxServices {
-			c.log.Error("consul has more services than are followed", "limit", maxServices)
-			return
-		}
-		v := &consulService{}
-		ctx, cancel := context.WithCancel(ctx)
-		v.stop = cancel
-		c.services[name] = v
-		follow(ctx, "service "+name, func(q *api.QueryOptions) (*api.QueryMeta, func(), error) {
-			list, meta, err := c.client.Health().Service(name, "", false, q)
-			return meta, func() { v.instances, v.read[0] = list, true }, err
-		})
-		follow(ctx, "sidecars of "+name, func(q *api.QueryOptions) (*api.QueryMeta, func(), error) {
-			list, meta, err := c.client.Health().Connect(name, "", false, q)
-			return meta, func() { v.sidecars, v.read[1] = list, true }, err
-		})
+// changed asks for a snapshot.
+func (c *Consul) changed() {
+	select {
+	case c.change <- struct{}{}:
+	default: // one is asked for already
 	}
 }
 
-// snapshot makes a Snapshot of what was read.
-func (c *Consul) snapshot() *Snapshot {
-	s := &Snapshot{Services: map[Name]*Service{}, Intentions: slices.Clone(c.intents)}
-	for name, v := range c.services {
-		if !v.read[0] || !v.read[1] {
-			continue // read in part: it would seem to have no sidecars
-		}
-		out := &Service{Name: Name{DefaultNamespace, name}, Protocol: cmp.Or(c.protocol[name], c.fallback, HTTP), Instances: c.instances(name, v)}
-		if len(out.Instances) == 0 && len(v.instances) > 0 {
-			continue // these are proxies and gateways themselves
-		}
-		s.Services[out.Name] = out
+// complain logs what is wrong in the catalog once. The caller holds the lock.
+func (c *Consul) complain(text string, args ...any) {
+	key := fmt.Sprint(text, args)
+	if c.told[key] || len(c.told) >= maxTold {
+		return
 	}
-	s.sort()
-	return s
+	c.told[key] = true
+	c.log.Warn(text, args...)
 }
 
-// instances joins a service's instances with their sidecars.
-func (c *Consul) instances(service string, v *consulService) (out []Instance) {
-	type key struct{ node, id string }
-	sidecars := map[key]*api.ServiceEntry{}
-	for _, e := range v.sidecars {
-		if p := e.Service.Proxy; e.Service.Kind == api.ServiceKindConnectProxy && p != nil {
-			id := cmp.Or(p.DestinationServiceID, p.DestinationServiceName)
-			sidecars[key{e.Node.Node, id}] = e
-		}
+// pause waits for d or the end of ctx.
+func pause(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
 	}
-	for _, e := range v.instances {
-		if e.Service.Kind != api.ServiceKindTypical {
-			continue
-		}
-		i := Instance{
-			ID: e.Node.Node + "/" + e.Service.ID, Endpoint: endpointOf(e), Healthy: passing(e), Weight: weight(e),
-			Tags: slices.Clone(e.Service.Tags), Meta: maps.Clone(e.Service.Meta),
-		}
-		if l := cmp.Or(e.Service.Locality, e.Node.Locality); l != nil {
-			i.Region, i.Zone = l.Region, l.Zone
-		}
-		if p := sidecars[key{e.Node.Node, e.Service.ID}]; p != nil {
-			i.Sidecar = endpointOf(p)
-			// A sidecar may be well while what it stands before is not, and the other way round.
-			i.Healthy = i.Healthy && passing(p)
-		} else if e.Service.Connect != nil && e.Service.Connect.Native {
-			i.Sidecar = i.Endpoint
-		}
-		if i.InMesh() && !addr(i.Sidecar.Address).IsValid() {
-			if !c.skipped[i.ID] {
-				c.skipped[i.ID] = true
-				c.log.Warn("instance left out: its sidecar's address is not an IP address", "service", service, "instance", i.ID, "address", i.Sidecar.Address)
-			}
-			i.Sidecar = Endpoint{}
-		}
-		out = append(out, i)
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
 	}
-	return out
-}
-
-func endpointOf(e *api.ServiceEntry) Endpoint {
-	return Endpoint{cmp.Or(e.Service.Address, e.Node.Address), uint32(max(e.Service.Port, 0))}
-}
-
-// passing is Consul's own rule for DNS: all but critical, which a maintenance mode is too.
-func passing(e *api.ServiceEntry) bool {
-	switch e.Checks.AggregatedStatus() {
-	case api.HealthCritical, api.HealthMaint:
-		return false
-	}
-	return true
-}
-
-func weight(e *api.ServiceEntry) uint32 {
-	w := e.Service.Weights.Passing
-	if e.Checks.AggregatedStatus() == api.HealthWarning {
-		w = e.Service.Weights.Warning
-	}
-	return uint32(min(max(w, 1), maxWeight))
 }

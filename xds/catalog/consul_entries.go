@@ -1,12 +1,20 @@
 package catalog
 
 import (
-	"cmp"
+	"context"
+	"errors"
 	"slices"
 	"strings"
 
 	"github.com/hashicorp/consul/api"
 )
+
+func namesOf(list []api.ConfigEntry) (out []string) {
+	for _, e := range list {
+		out = append(out, e.GetName())
+	}
+	return out
+}
 
 // serviceDefaults takes the protocols that services declare.
 func (c *Consul) serviceDefaults(list []api.ConfigEntry) {
@@ -41,72 +49,72 @@ func protocolOf(s string) Protocol {
 	return ""
 }
 
-// intentions translates Consul's. Those of peers and of sampling concern no service of this catalog.
-func (c *Consul) intentions(list []*api.Intention) (out []Intention) {
-	for _, in := range list {
-		if in.SourcePeer != "" || in.SourceType != "" && in.SourceType != api.IntentionSourceConsul {
+// followAgent reads what applies without an intention from the agent's configuration, until Run's context ends. It
+// cannot be had by a blocking query, and changes only when agents are restarted.
+func (c *Consul) followAgent() {
+	const name = "agent"
+	failures := 0
+	for c.ctx.Err() == nil {
+		ctx, cancel := context.WithTimeout(c.ctx, askTime)
+		var self agentSelf
+		_, err := c.client.Raw().Query("/v1/agent/self", &self, (&api.QueryOptions{}).WithContext(ctx))
+		cancel()
+		if c.ctx.Err() != nil {
+			return
+		}
+		switch action := self.action(); {
+		case err != nil && isDown(err):
+			failures++
+			c.failed(name, err, failures)
+			pause(c.ctx, backoff(c.opt.Retry, failures))
 			continue
-		}
-		o := Intention{Source: nameOf(in.SourceNS, in.SourceName), Destination: nameOf(in.DestinationNS, in.DestinationName),
-			Action: actionOf(in.Action), Precedence: in.Precedence}
-		for _, p := range in.Permissions {
-			if p != nil {
-				o.Permissions = append(o.Permissions, permissionOf(p))
+		case err != nil || action == "":
+			// It answers, and does not tell: that is no reason to hold up the rest.
+			if err == nil {
+				err = errors.New("its configuration has no default for intentions that is known")
 			}
+			c.agent("", err)
+		default:
+			c.agent(action, nil)
 		}
-		out = append(out, o)
+		failures = 0
+		c.recovered(name)
+		pause(c.ctx, agentInterval)
 	}
-	return out
 }
 
-// nameOf is a name in an intention; a wildcard is meant for every namespace, as there is one only outside Consul Enterprise.
-func nameOf(namespace, name string) Name {
-	if name == Wildcard && (namespace == "" || namespace == DefaultNamespace) {
-		return Name{Wildcard, Wildcard}
+// agent takes in what applies without an intention. What was known once stays.
+func (c *Consul) agent(action Action, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		c.complain("consul's default for intentions cannot be read (the ACL token needs agent:read)", "error", err.Error())
+	} else {
+		c.byDefault = action
 	}
-	return Name{cmp.Or(namespace, DefaultNamespace), name}
+	c.loaded[queryAgent] = true
+	c.changed()
 }
 
-// actionOf takes what is not an allowance for a denial.
-func actionOf(a api.IntentionAction) Action {
-	if a == api.IntentionActionAllow {
+// agentSelf is what is needed of /v1/agent/self.
+type agentSelf struct {
+	DebugConfig struct {
+		DefaultIntentionPolicy string
+		ACLResolverSettings    struct{ ACLDefaultPolicy string }
+	}
+}
+
+// action is Consul's rule: default_intention_policy, else the default policy of ACLs. Empty where neither is known.
+func (s *agentSelf) action() Action {
+	policy := s.DebugConfig.DefaultIntentionPolicy
+	if policy == "" {
+		policy = s.DebugConfig.ACLResolverSettings.ACLDefaultPolicy
+	}
+	switch policy {
+	case "allow":
 		return Allow
+	case "deny":
+		return Deny
 	}
-	return Deny
-}
-
-func permissionOf(p *api.IntentionPermission) Permission {
-	o := Permission{Action: actionOf(p.Action)}
-	h := p.HTTP
-	if h == nil {
-		return o
-	}
-	switch {
-	case h.PathExact != "":
-		o.Path = Match{Exact, h.PathExact}
-	case h.PathPrefix != "":
-		o.Path = Match{Prefix, h.PathPrefix}
-	case h.PathRegex != "":
-		o.Path = Match{Regex, h.PathRegex}
-	}
-	o.Methods = slices.Clone(h.Methods)
-	for _, m := range h.Header {
-		x := HeaderMatch{Name: strings.ToLower(m.Name), Invert: m.Invert, IgnoreCase: m.IgnoreCase}
-		switch {
-		case m.Present:
-			x.Match = Match{Kind: Present}
-		case m.Exact != "":
-			x.Match = Match{Exact, m.Exact}
-		case m.Prefix != "":
-			x.Match = Match{Prefix, m.Prefix}
-		case m.Suffix != "":
-			x.Match = Match{Suffix, m.Suffix}
-		case m.Contains != "":
-			x.Match = Match{Contains, m.Contains}
-		case m.Regex != "":
-			x.Match = Match{Regex, m.Regex}
-		}
-		o.Headers = append(o.Headers, x)
-	}
-	return o
+	return ""
 }
