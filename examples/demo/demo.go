@@ -1,0 +1,254 @@
+// Package demo brings up a small shop on this machine: an L4 tier, two edges,
+// services with their sidecars, the control plane and, if asked, a real Consul,
+// each a process of its own on 127.0.0.1. It owns these processes and a folder
+// for the time of Run; the sub-command `sallyport demo` calls it.
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Options say what to show. The zero value starts the shop and waits.
+type Options struct {
+	Check      bool   // walk through by itself instead of waiting
+	Consul     bool   // discover by a real Consul instead of a file
+	ConsulPath string // of Consul's program; default: the one on the PATH
+	Keep       bool   // leave the folder with configuration and logs
+	Binary     string // sallyport itself; default: this program
+}
+
+// ErrFailed says that a row of the check failed; the rows were printed.
+var ErrFailed = errors.New("the demo found something that does not hold")
+
+// shop is the running demo.
+type shop struct {
+	*plan
+	Options
+	dir       string
+	family    family
+	users     *issuer
+	collector *collector
+	consul    *consulAgent
+	plane     *process
+	l4        *process
+}
+
+// Run starts the shop. Without Check it prints what to try and waits for ctx to
+// end; with Check it prints a row for each thing it tried, and returns ErrFailed
+// if one did not hold. Nothing is left behind.
+func Run(ctx context.Context, o Options, out io.Writer) (err error) {
+	begin := time.Now()
+	s := &shop{Options: o}
+	if s.Binary == "" {
+		if s.Binary, err = os.Executable(); err != nil {
+			return fmt.Errorf("demo: %w", err)
+		}
+	}
+	if o.Consul {
+		if s.ConsulPath, err = findConsul(o.ConsulPath); err != nil {
+			return err
+		}
+	}
+	if s.dir, err = os.MkdirTemp("", "sallyport-demo-"); err != nil { // 0700
+		return fmt.Errorf("demo: %w", err)
+	}
+	defer s.end(out, &err)
+	if err := s.start(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // interrupted while it started: not a mistake
+		}
+		return fmt.Errorf("demo: %w", err)
+	}
+	if o.Check {
+		ok := s.check(ctx, out, begin)
+		switch {
+		case ctx.Err() != nil:
+			return fmt.Errorf("demo: interrupted")
+		case !ok:
+			return ErrFailed
+		}
+		return nil
+	}
+	s.tour(out)
+	return s.wait(ctx, out)
+}
+
+// end stops the processes and removes the folder.
+func (s *shop) end(out io.Writer, err *error) {
+	s.family.stop()
+	if s.collector != nil {
+		s.collector.close()
+	}
+	if s.Keep {
+		fmt.Fprintf(out, "kept: %s\n", s.dir)
+		return
+	}
+	if e := os.RemoveAll(s.dir); e != nil && *err == nil {
+		*err = fmt.Errorf("demo: %w", e)
+	}
+}
+
+// run starts a child.
+func (s *shop) run(name string, argv ...string) (*process, error) {
+	p, err := start(s.dir, name, argv...)
+	if err == nil {
+		s.family.add(p)
+	}
+	return p, err
+}
+
+// start brings everything up and returns when the first request can be answered.
+func (s *shop) start(ctx context.Context) (err error) {
+	if s.plan, err = newPlan(); err != nil {
+		return err
+	}
+	if s.users, err = newIssuer(); err != nil {
+		return err
+	}
+	if s.collector, err = newCollector("127.0.0.1:0"); err != nil {
+		return err
+	}
+	if err := s.write(s.dir, s.collector.addr, s.users); err != nil {
+		return err
+	}
+	source := []string{"--catalog", filepath.Join(s.dir, "catalog.yaml")}
+	if s.Consul {
+		if s.consul, err = startConsul(ctx, s.dir, s.ConsulPath); s.consul != nil && s.consul.process != nil {
+			s.family.add(s.consul.process)
+		}
+		if err != nil {
+			return err
+		}
+		if err := s.consul.register(s.catalog); err != nil {
+			return err
+		}
+		source = []string{"--consul", "http://" + s.consul.addr}
+	}
+	for _, in := range s.instances {
+		if err := s.startApp(in); err != nil {
+			return err
+		}
+	}
+	argv := []string{s.Binary, "control-plane", "--listen", local(s.control), "--status-listen", local(s.status),
+		"--policies", filepath.Join(s.dir, "policies"), "--state", filepath.Join(s.dir, "state")}
+	if s.plane, err = s.run("control-plane", append(argv, source...)...); err != nil {
+		return err
+	}
+	if err := waitFor(ctx, s.plane, "the control plane", listening(local(s.control))); err != nil {
+		return err
+	}
+	if err := s.startProxies(ctx); err != nil {
+		return err
+	}
+	return s.waitReady(ctx)
+}
+
+func (s *shop) startApp(in *instance) (err error) {
+	in.process, err = s.run(in.id, append([]string{s.Binary}, in.args()...)...)
+	return err
+}
+
+// startProxies starts the sidecars, the edges and the L4 tier.
+func (s *shop) startProxies(ctx context.Context) (err error) {
+	for _, in := range s.instances {
+		args := []string{"sidecar", "--service", in.service, "--port", strconv.Itoa(in.app), "--listen", local(in.mesh)}
+		for _, service := range sortedNames(in.upstreams) {
+			args = append(args, "--upstream", fmt.Sprintf("%s:%d", service, in.upstreams[service]))
+		}
+		if in.sidecar, err = s.proxy(ctx, in.service, in.id, in.admin, args...); err != nil {
+			return err
+		}
+	}
+	for _, e := range s.edges {
+		if e.process, err = s.proxy(ctx, gateway, e.id, e.admin, "edge", "--gateway", gateway, "--listen", local(e.port)); err != nil {
+			return err
+		}
+	}
+	s.l4, err = s.proxy(ctx, gateway, "l4", s.l4Admin, "l4", "--gateway", gateway, "--listen", local(s.public))
+	return err
+}
+
+// proxy starts a proxy with a join token of its own: each can be used once.
+func (s *shop) proxy(ctx context.Context, identity, id string, admin int, args ...string) (*process, error) {
+	create := exec.CommandContext(ctx, s.Binary, "token", "create", "--service", identity, "--state", filepath.Join(s.dir, "state"))
+	var complaint strings.Builder
+	create.Stderr = &complaint
+	token, err := create.Output()
+	if err != nil {
+		return nil, fmt.Errorf("token for %s: %w: %s", id, err, strings.TrimSpace(complaint.String()))
+	}
+	argv := append([]string{s.Binary}, args...)
+	argv = append(argv, "--control-plane", local(s.control), "--token", strings.TrimSpace(string(token)), "--instance", id,
+		"--admin", local(admin), "--concurrency", "1", "--drain-time-s", "0")
+	return s.run(id+"-"+args[0], argv...)
+}
+
+// waitReady waits for each process to say that it is, and then for a request
+// to come through from one end to the other.
+func (s *shop) waitReady(ctx context.Context) error {
+	for _, in := range s.instances {
+		if err := waitFor(ctx, in.process, in.id, ready("http://"+local(in.app)+"/healthz")); err != nil {
+			return err
+		}
+		if err := waitFor(ctx, in.sidecar, "the sidecar of "+in.id, ready("http://"+local(in.admin)+"/ready")); err != nil {
+			return err
+		}
+	}
+	for _, e := range s.edges {
+		if err := waitFor(ctx, e.process, "the edge "+e.id, ready("http://"+local(e.admin)+"/ready")); err != nil {
+			return err
+		}
+	}
+	if err := waitFor(ctx, s.l4, "the L4 tier", ready("http://"+local(s.l4Admin)+"/ready")); err != nil {
+		return err
+	}
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	for range 2 * len(s.edges) { // connections go to the edges in turn
+		c.close()
+		err := waitFor(ctx, nil, "a request through all hops", func() error {
+			r, err := c.get(ctx, "/checkout/pay")
+			if err == nil && r.status != 200 {
+				err = r.unexpected()
+				c.close()
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// wait returns when ctx ends, and says if a process ends before that.
+func (s *shop) wait(ctx context.Context, out io.Writer) error {
+	told := map[*process]bool{}
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			for _, p := range s.family.all() {
+				if !p.alive() && !told[p] {
+					told[p] = true
+					fmt.Fprintf(out, "%s ended (%v); its log: %s\n", p.name, p.err, p.log)
+				}
+			}
+		}
+	}
+}

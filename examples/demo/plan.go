@@ -1,0 +1,219 @@
+package demo
+
+import (
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"sallyport/examples/quickstart"
+)
+
+// Names of the quickstart's files that the demo itself speaks about.
+const (
+	gateway    = "public"
+	publicHost = "shop.example.com"
+	// quickstartCollector is the address in mesh.yaml that the demo's own collector takes the place of.
+	quickstartCollector = "127.0.0.1:4317"
+)
+
+// fileCatalog is the part of a catalog file that the demo reads and writes.
+type fileCatalog struct {
+	Services   []fileService   `json:"services"`
+	Intentions []fileIntention `json:"intentions"`
+}
+
+type fileService struct {
+	Name      string         `json:"name"`
+	Protocol  string         `json:"protocol,omitempty"`
+	Instances []fileInstance `json:"instances"`
+}
+
+type fileInstance struct {
+	ID      string            `json:"id"`
+	Address string            `json:"address"`
+	Port    int               `json:"port"`
+	Sidecar *fileSidecar      `json:"sidecar,omitempty"`
+	Meta    map[string]string `json:"meta,omitempty"`
+}
+
+type fileSidecar struct {
+	Port int `json:"port"`
+}
+
+type fileIntention struct {
+	Source      string `json:"source"`
+	Destination string `json:"destination"`
+	Action      string `json:"action"`
+}
+
+// call is what a service of the demo calls when it is asked for a path.
+type call struct{ path, service string }
+
+// calls are the services' calls: a request to /checkout/pay goes storefront,
+// orders, payments. /steal is what the storefront has no business to do.
+var calls = map[string][]call{
+	"storefront": {{"/checkout", "orders"}, {"/steal", "payments"}},
+	"orders":     {{"/pay", "payments"}},
+}
+
+// instance is one process of a service, with its sidecar.
+type instance struct {
+	service, version, id string
+	app, mesh, admin     int
+	upstreams            map[string]int // service → port of 127.0.0.1
+
+	process, sidecar *process
+}
+
+// edge is one instance of the gateway.
+type edge struct {
+	id          string
+	port, admin int
+	process     *process
+}
+
+// plan is where everything listens: the quickstart's catalog with ports that are free on this machine.
+type plan struct {
+	catalog   fileCatalog
+	instances []*instance
+	edges     []*edge
+
+	public, l4Admin, control, status int
+}
+
+// newPlan gives each instance of the quickstart's catalog ports of its own.
+func newPlan() (*plan, error) {
+	data, err := quickstart.Files.ReadFile("catalog.yaml")
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{}
+	if err := yaml.UnmarshalStrict(data, &p.catalog); err != nil {
+		return nil, fmt.Errorf("quickstart/catalog.yaml: %w", err)
+	}
+	var ports portGiver
+	for _, port := range []*int{&p.public, &p.l4Admin, &p.control, &p.status} {
+		*port = ports.next()
+	}
+	for i := range p.catalog.Services {
+		s := &p.catalog.Services[i]
+		for j := range s.Instances {
+			f := &s.Instances[j]
+			f.Port = ports.next()
+			if f.Sidecar == nil {
+				p.edges = append(p.edges, &edge{id: f.ID, port: f.Port, admin: ports.next()})
+				continue
+			}
+			f.Sidecar.Port = ports.next()
+			in := &instance{service: s.Name, version: f.Meta["version"], id: f.ID, app: f.Port, mesh: f.Sidecar.Port, admin: ports.next(), upstreams: map[string]int{}}
+			for _, c := range calls[s.Name] {
+				in.upstreams[c.service] = ports.next()
+			}
+			p.instances = append(p.instances, in)
+		}
+	}
+	return p, ports.err
+}
+
+// of are the instances of a service, of a version where one is given.
+func (p *plan) of(service, version string) (list []*instance) {
+	for _, in := range p.instances {
+		if in.service == service && (version == "" || in.version == version) {
+			list = append(list, in)
+		}
+	}
+	return list
+}
+
+// args are the arguments of `sallyport demo app` for an instance.
+func (in *instance) args() []string {
+	a := []string{"demo", "app", "--service", in.service, "--version", in.version, "--instance", in.id, "--listen", local(in.app)}
+	for _, c := range calls[in.service] {
+		a = append(a, "--call", c.path+"=http://"+local(in.upstreams[c.service]))
+	}
+	return a
+}
+
+// write puts the catalog, the policies and the keys into dir as the quickstart
+// has them, with the plan's ports and keys that were made just now.
+func (p *plan) write(dir, collector string, users *issuer) error {
+	catalog, err := yaml.Marshal(p.catalog)
+	if err != nil {
+		return err
+	}
+	cert, key, err := publicCertificate(publicHost)
+	if err != nil {
+		return err
+	}
+	jwks, err := users.jwks()
+	if err != nil {
+		return err
+	}
+	token, err := users.token("alice", time.Now().Add(8*time.Hour))
+	if err != nil {
+		return err
+	}
+	files := map[string]string{"catalog.yaml": string(catalog), "keys/shop.crt": string(cert), "keys/shop.key": string(key), "keys/jwks.json": jwks, "token": token}
+	err = fs.WalkDir(quickstart.Files, "policies", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		text, err := quickstart.Files.ReadFile(path)
+		files[path] = strings.ReplaceAll(string(text), quickstartCollector, collector)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for name, text := range files {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func local(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
+
+// portGiver finds ports of 127.0.0.1 that nobody listens on now, and gives none
+// twice. They lie under the range from which Linux takes those of outgoing
+// connections: between the look and the use, such a one could take them.
+type portGiver struct {
+	given map[int]bool
+	err   error
+}
+
+const firstPort, afterLastPort = 20000, 32000
+
+func (g *portGiver) next() int {
+	if g.given == nil {
+		g.given = map[int]bool{}
+	}
+	for range 1000 {
+		port := firstPort + rand.IntN(afterLastPort-firstPort)
+		if g.given[port] {
+			continue
+		}
+		l, err := net.Listen("tcp", local(port))
+		if err != nil {
+			continue // taken by somebody
+		}
+		l.Close()
+		g.given[port] = true
+		return port
+	}
+	g.err = fmt.Errorf("no free port of 127.0.0.1 between %d and %d", firstPort, afterLastPort)
+	return 0
+}
