@@ -11,7 +11,7 @@ const listPath = "/v1/catalog/services"
 
 func TestAnswersWithoutALeaderAreRefused(t *testing.T) {
 	f := newFake(t)
-	f.set(func() { f.service("orders") })
+	f.set(func() { f.streaming = false; f.service("orders") })
 	c, ch := f.source(t)
 	until(t, ch, has("orders"), nil)
 	f.set(func() { f.leader = false; f.clear() })

@@ -2,9 +2,11 @@ package catalog
 
 import (
 	"context"
+	"crypto/sha256"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -23,12 +25,26 @@ type File struct {
 	poll time.Duration
 	log  *slog.Logger
 
+	// Owned by Run.
+	seen   bool
+	digest [sha256.Size]byte // of what was read last
+	last   *Snapshot         // what was published last
+
 	mu     sync.Mutex
 	status Status
 }
 
-// NewFile makes a source of the file. poll 0 is filewatch.DefaultPoll.
+// filePoll is how often the content is compared without having been told of a change.
+const filePoll = time.Second
+
+// NewFile makes a source of the file. poll 0 is one second.
 func NewFile(path string, poll time.Duration, log *slog.Logger) *File {
+	if poll <= 0 {
+		poll = filePoll
+	}
+	if log == nil {
+		log = slog.Default()
+	}
 	return &File{path: path, poll: poll, log: log, status: Status{Source: path}}
 }
 
@@ -39,49 +55,86 @@ func (f *File) Status() Status {
 	return f.status
 }
 
-// Run implements Source. A file that is wrong at the start is an error; one that becomes wrong leaves in force what was
-// read last.
+// Run implements Source. A file that is wrong leaves in force what was read last; at the start that is nothing, and it
+// is read again until it is right.
 func (f *File) Run(ctx context.Context, publish func(*Snapshot)) error {
-	s, problems := LoadFile(f.path)
-	if err := problems.Err(); err != nil {
-		f.failed(err)
-		return err
-	}
-	f.loaded(s, publish)
 	path, err := filepath.Abs(f.path)
 	if err != nil {
 		path = f.path
 	}
-	filewatch.Watch(ctx, f.poll, func() []string { return []string{path} }, func() {
-		s, problems := LoadFile(f.path)
-		if err := problems.Err(); err != nil {
-			f.failed(err)
-			f.log.Error("catalog file refused, the last good one stays in force", "error", err)
-			return
-		}
-		f.loaded(s, publish)
+	told := make(chan struct{}, 1)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		filewatch.Watch(ctx, f.poll, func() []string { return []string{path} }, func() {
+			select {
+			case told <- struct{}{}:
+			default:
+			}
+		})
 	})
+	// The content is compared as well: a file can change without its size and times, and not all file systems tell.
+	tick := time.NewTicker(f.poll)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		f.read(publish)
+		select {
+		case <-ctx.Done():
+		case <-told:
+		case <-tick.C:
+		}
+	}
 	return nil
 }
 
-func (f *File) loaded(s *Snapshot, publish func(*Snapshot)) {
-	publish(s)
+// read takes the file in if it is another than last time.
+func (f *File) read(publish func(*Snapshot)) {
+	data, p := document.ReadFile(f.path)
+	digest := sha256.Sum256(data)
+	if p != nil {
+		digest = sha256.Sum256([]byte("\x00" + p.Error()))
+	}
+	if f.seen && digest == f.digest {
+		return
+	}
+	f.seen, f.digest = true, digest
+	var s *Snapshot
+	problems := document.Problems{p}
+	if p == nil {
+		s, problems = ParseFile(f.path, data)
+	}
+	if err := problems.Err(); err != nil {
+		for _, p := range problems {
+			f.log.Error("catalog file refused, what was read last stays in force", "problem", p.Error())
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.status.Connected, f.status.Error, f.status.LastError = false, err.Error(), err.Error()
+		return
+	}
+	same := f.last != nil && reflect.DeepEqual(f.last, s)
 	f.mu.Lock()
-	f.status.Loaded, f.status.Error, f.status.Changed = true, "", time.Now()
+	recovered := f.status.Error != ""
+	f.status.Connected, f.status.Error = true, ""
+	if !same {
+		f.status.Loaded, f.status.Changed = true, time.Now()
+	}
 	f.mu.Unlock()
-}
-
-func (f *File) failed(err error) {
-	f.mu.Lock()
-	f.status.Error = err.Error()
-	f.mu.Unlock()
+	if recovered {
+		f.log.Info("catalog file is right again", "path", f.path)
+	}
+	if !same {
+		f.last = s
+		publish(s)
+	}
 }
 
 // What the file looks like.
 type (
 	fileCatalog struct {
-		Services   []fileService   `json:"services"`
-		Intentions []fileIntention `json:"intentions"`
+		Services         []fileService   `json:"services"`
+		Intentions       []fileIntention `json:"intentions"`
+		DefaultIntention string          `json:"defaultIntention"`
 	}
 	fileService struct {
 		Name      string         `json:"name"`
@@ -157,8 +210,9 @@ func ParseFile(path string, data []byte) (*Snapshot, document.Problems) {
 		return nil, document.Problems{p}
 	}
 	s := &Snapshot{Services: map[Name]*Service{}}
+	// A file that is being written, or was cut off, looks like this.
 	if len(docs) == 0 {
-		return s, nil
+		return nil, document.Problems{{File: path, Text: "is empty; write \"services: []\" for a catalog without services"}}
 	}
 	if len(docs) > 1 {
 		return nil, document.Problems{docs[1].Problemf("", `a catalog is one document; remove what follows "---"`)}
@@ -191,6 +245,14 @@ func (r *fileReader) fail(field, format string, args ...any) {
 }
 
 func (r *fileReader) catalog(c *fileCatalog) {
+	if c.Services == nil {
+		r.fail("services", "is required; write \"services: []\" for a catalog without services")
+		return
+	}
+	if c.DefaultIntention != "" {
+		r.oneOf("defaultIntention", c.DefaultIntention, string(Allow), string(Deny))
+		r.out.DefaultIntention = Action(c.DefaultIntention)
+	}
 	if len(c.Services) > maxServices {
 		r.fail("services", "has %d entries; at most %d are allowed", len(c.Services), maxServices)
 		return
@@ -212,6 +274,9 @@ func (r *fileReader) catalog(c *fileCatalog) {
 			r.fail(at, "there is another intention from %s to %s; write one with permissions", in.Source, in.Destination)
 		}
 		seen[key] = true
+		if v := r.out.Services[in.Destination]; v != nil && !v.Protocol.IsHTTP() && len(in.Permissions) > 0 {
+			r.fail(document.At(at, "permissions"), "%s speaks tcp, whose requests cannot be told apart; set action instead", in.Destination)
+		}
 		r.out.Intentions = append(r.out.Intentions, in)
 	}
 }
