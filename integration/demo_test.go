@@ -1,0 +1,220 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"sallyport/integration/harness"
+)
+
+// demoLimit is what the demo may take in all, with or without Consul.
+const demoLimit = time.Minute
+
+func TestDemoWalksThrough(t *testing.T) {
+	checkDemo(t)
+}
+
+func TestDemoWalksThroughWithConsul(t *testing.T) {
+	harness.Need(t, harness.Consul)
+	t.Setenv("CONSUL", harness.Consul.Path())
+	checkDemo(t, "--consul")
+}
+
+// checkDemo runs the check: every row holds, and nothing is left in the folder for temporary files.
+func checkDemo(t *testing.T, args ...string) {
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	out := harness.RunWithin(t, demoLimit, append([]string{"demo", "--check"}, args...)...)
+	t.Logf("%s%s", out.Stdout, out.Stderr)
+	rows := regexp.MustCompile(`(?m)^(ok|FAILED) `).FindAllStringSubmatch(out.Stdout, -1)
+	if out.Code != 0 || len(rows) < 18 || strings.Contains(out.Stdout, "FAILED") {
+		t.Errorf("status %d, %d rows; want 0 and 18 rows that are ok", out.Code, len(rows))
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestDemoIsEndedByCtrlC(t *testing.T) {
+	dir := t.TempDir()
+	p := harness.Command{Name: "demo", Path: harness.Binary(t), Args: []string{"demo"}, Env: []string{"TMPDIR=" + dir}}.Start(t)
+	p.WaitLog("Ctrl-C ends everything")
+	if n := strings.Count(p.Log(), "\n  10. ") + strings.Count(p.Log(), "\n 10. "); n != 1 {
+		t.Errorf("want ten commands to try")
+	}
+	children := childrenOf(t, p.Pid())
+	if len(children) < 10 {
+		t.Fatalf("%d processes; want one for each part", len(children))
+	}
+	if code := p.Stop(20 * time.Second); code != 0 {
+		t.Errorf("status %d; want 0", code)
+	}
+	for _, pid := range children {
+		if err := syscall.Kill(pid, 0); err == nil {
+			t.Errorf("process %d lives on", pid)
+		}
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// A demo that is killed takes its processes with it, though nobody is left to tell them.
+func TestDemoThatIsKilledLeavesNoProcess(t *testing.T) {
+	p := harness.Command{Name: "demo", Path: harness.Binary(t), Args: []string{"demo"}, Env: []string{"TMPDIR=" + t.TempDir()}}.Start(t)
+	p.WaitLog("Ctrl-C ends everything")
+	children := childrenOf(t, p.Pid())
+	p.Kill()
+	harness.Eventually(t, 10*time.Second, "the end of the processes", func() error {
+		for _, pid := range children {
+			if state := stateOf(pid); state != "" && state != "Z" {
+				return fmt.Errorf("process %d is in state %s", pid, state)
+			}
+		}
+		return nil
+	})
+}
+
+// childrenOf reads which processes a process has started.
+func childrenOf(t *testing.T, pid int) (list []int) {
+	t.Helper()
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range tasks {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			continue // that thread has ended
+		}
+		for _, word := range strings.Fields(string(text)) {
+			var child int
+			if _, err := fmt.Sscan(word, &child); err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, child)
+		}
+	}
+	return list
+}
+
+// stateOf is a process's state as /proc has it; "" where there is none.
+func stateOf(pid int) string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return ""
+	}
+	_, rest, _ := strings.Cut(string(text), ") ")
+	state, _, _ := strings.Cut(rest, " ")
+	return state
+}
+
+func TestReadmeOfQuickstart(t *testing.T) {
+	out := runReadme(t, "quickstart")
+	for _, want := range []string{`"service":"storefront"`, `"version":"v1"`, `"x-user":"alice"`, "401 without a token"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the commands' output lacks %s:\n%s", want, out)
+		}
+	}
+}
+
+func TestReadmeOfConsul(t *testing.T) {
+	harness.Need(t, harness.Consul)
+	t.Setenv("PATH", filepath.Dir(harness.Consul.Path())+":"+os.Getenv("PATH"))
+	out := runReadme(t, "consul")
+	for _, want := range []string{`"service":"orders"`, `"status":403`} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the commands' output lacks %s:\n%s", want, out)
+		}
+	}
+}
+
+// fixedPort is a port of the examples; in a test each stands for one that is free.
+var fixedPort = regexp.MustCompile(`\b(8[0-9]{3}|1501[01])\b`)
+
+// runReadme does what the README of an example says, in a folder that looks like the repository.
+func runReadme(t *testing.T, example string) string {
+	t.Helper()
+	for _, tool := range []string{"bash", "curl"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			harness.NotRun(t, tool+" is not on the PATH")
+		}
+	}
+	dir := t.TempDir()
+	from := filepath.Join(harness.Root(), "examples", example)
+	to := filepath.Join(dir, "examples", example)
+	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+		t.Fatal(err)
+	}
+	ports := map[string]string{}
+	err := filepath.WalkDir(to, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() || strings.Contains(path, "/keys/") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		moved := fixedPort.ReplaceAllStringFunc(string(text), func(port string) string {
+			if ports[port] == "" {
+				ports[port] = fmt.Sprint(harness.FreePort(t))
+			}
+			return ports[port]
+		})
+		return os.WriteFile(path, []byte(moved), 0o600)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "bin"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(harness.Binary(t), filepath.Join(dir, "bin", "sallyport")); err != nil {
+		t.Fatal(err)
+	}
+	readme, err := os.ReadFile(filepath.Join(to, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(readme), "```sh\n")
+	script, _, ok := strings.Cut(rest, "```")
+	if !ok {
+		t.Fatal("the README has no commands")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), demoLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "bash", "-e", "-o", "pipefail", "-c", script+"wait\n")
+	cmd.Dir = dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// What the script left running goes with it: the group is the script's own.
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 5 * time.Second
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	err = cmd.Run()
+	if cmd.Process != nil {
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // usually nobody is left
+	}
+	text, readErr := os.ReadFile(log.Name())
+	if readErr != nil {
+		t.Fatal(readErr)
+	}
+	// `wait` after `kill` returns how the last job ended.
+	if err != nil && !strings.Contains(err.Error(), "143") {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	return string(text)
+}
