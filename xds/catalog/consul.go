@@ -103,7 +103,8 @@ func NewConsul(o ConsulOptions) (*Consul, error) {
 	if o.Token != "" {
 		config.Token, config.TokenFile = o.Token, ""
 	}
-	config.Transport.MaxIdleConnsPerHost = pollWorkers + fixedQueries
+	// Watches come back at once, on the connections that they had.
+	config.Transport.MaxIdleConns, config.Transport.MaxIdleConnsPerHost = maxConnections, maxConnections
 	config.Transport.MaxConnsPerHost = maxConnections
 	client, err := api.NewClient(config)
 	if err != nil {

@@ -192,7 +192,7 @@ func (c *Consul) failed(query string, err error, failures int) {
 	e.text = strings.ReplaceAll(e.text, "\n", " ")
 	c.mu.Lock()
 	_, known := c.errs[query]
-	several := len(c.errs) > 0
+	several := c.failing(e.down)
 	c.errs[query] = e
 	c.status.LastError = query + ": " + e.text
 	if e.down && failures <= maxRetryFactor { // one that fails forever does not make the others slow forever
@@ -215,14 +215,24 @@ func isDown(err error) bool {
 
 func (c *Consul) recovered(query string) {
 	c.mu.Lock()
-	_, failed := c.errs[query]
+	e, failed := c.errs[query]
 	c.forget(query)
-	again := failed && len(c.errs) == 0
+	again := failed && !c.failing(e.down)
 	c.status.Connected = true
 	c.mu.Unlock()
 	if again {
-		c.log.Info("consul is read again")
+		c.log.Info("consul is read again", "query", query)
 	}
+}
+
+// failing says that a query fails because Consul does, or because it is refused. The caller holds the lock.
+func (c *Consul) failing(down bool) bool {
+	for _, e := range c.errs {
+		if e.down == down {
+			return true
+		}
+	}
+	return false
 }
 
 // forget drops the error of a query. The caller holds the lock.

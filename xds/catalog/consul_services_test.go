@@ -1,0 +1,41 @@
+package catalog
+
+import (
+	"testing"
+
+	"github.com/hashicorp/consul/api"
+)
+
+func TestASidecarIsPairedWithTheInstanceBeforeWhichItStands(t *testing.T) {
+	instance := func(id string) *api.ServiceEntry {
+		return &api.ServiceEntry{Node: &api.Node{Node: "n", Address: "127.0.0.1"}, Service: &api.AgentService{ID: id, Service: "orders", Port: 80}}
+	}
+	sidecar := func(id string, port int, destination string) *api.ServiceEntry {
+		return &api.ServiceEntry{Node: &api.Node{Node: "n", Address: "127.0.0.1"}, Service: &api.AgentService{ID: id, Service: "orders-proxy", Port: port,
+			Kind: api.ServiceKindConnectProxy, Proxy: &api.AgentServiceConnectProxyConfig{DestinationServiceName: "orders", DestinationServiceID: destination}}}
+	}
+	for name, x := range map[string]struct {
+		instances, sidecars []*api.ServiceEntry
+		want                map[string]uint32 // the port of the sidecar by the instance's ID
+		complaints          int
+	}{
+		"by ID":                      {[]*api.ServiceEntry{instance("a"), instance("b")}, []*api.ServiceEntry{sidecar("pb", 2, "b"), sidecar("pa", 1, "a")}, map[string]uint32{"n/a": 1, "n/b": 2}, 0},
+		"without ID, one instance":   {[]*api.ServiceEntry{instance("a")}, []*api.ServiceEntry{sidecar("p", 1, "")}, map[string]uint32{"n/a": 1}, 0},
+		"without ID, the one left":   {[]*api.ServiceEntry{instance("a"), instance("b")}, []*api.ServiceEntry{sidecar("p", 1, ""), sidecar("pb", 2, "b")}, map[string]uint32{"n/a": 1, "n/b": 2}, 0},
+		"without ID, the usual name": {[]*api.ServiceEntry{instance("a"), instance("orders")}, []*api.ServiceEntry{sidecar("p", 1, "")}, map[string]uint32{"n/a": 0, "n/orders": 1}, 0},
+		"without ID, ambiguous":      {[]*api.ServiceEntry{instance("a"), instance("b")}, []*api.ServiceEntry{sidecar("p", 1, "")}, map[string]uint32{"n/a": 0, "n/b": 0}, 1},
+		"two for one":                {[]*api.ServiceEntry{instance("a")}, []*api.ServiceEntry{sidecar("q", 2, "a"), sidecar("p", 1, "a")}, map[string]uint32{"n/a": 1}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := &Consul{log: quiet, told: map[string]bool{}}
+			for _, i := range c.instances("orders", &consulService{instances: x.instances, sidecars: x.sidecars}) {
+				if i.Sidecar.Port != x.want[i.ID] {
+					t.Errorf("%s has the sidecar %d, want %d", i.ID, i.Sidecar.Port, x.want[i.ID])
+				}
+			}
+			if len(c.told) != x.complaints {
+				t.Errorf("complaints: %v", c.told)
+			}
+		})
+	}
+}
