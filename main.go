@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"sallyport/examples/demo"
 )
 
 func main() {
@@ -37,6 +39,6 @@ func root() *cobra.Command {
 	c.AddCommand(sidecarCommand(),
 		gatewayCommand("edge", "edge", "Run the API gateway for the public, as a Gateway document describes it"),
 		gatewayCommand("l4", "l4", "Run the L4 tier: spread TCP connections over the edges of a Gateway"),
-		tokenCommand())
+		controlPlaneCommand(), tokenCommand(), validateCommand(), statusCommand(), demo.Command())
 	return c
 }
