@@ -122,7 +122,14 @@ func New(o Options) (*ControlPlane, error) {
 		}
 		c.source = source
 	} else {
+		// What cannot be read now is more likely a wrong name than a file to come.
+		if _, problems := catalog.LoadFile(o.Catalog); len(problems) > 0 {
+			return nil, problems
+		}
 		c.source = catalog.NewFile(o.Catalog, o.Poll, o.Logger)
+	}
+	if _, problems := policy.Load(o.Policies); len(problems) > 0 {
+		return nil, problems
 	}
 	c.policies = policy.NewFolder(o.Policies, o.Poll, o.Logger)
 	so := serve.Options{TrustDomain: o.TrustDomain, DefaultDeny: o.DefaultDeny, Identity: o.Identity, Logger: o.Logger}

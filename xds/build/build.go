@@ -33,7 +33,7 @@ type Input struct {
 	Policy  *policy.Set
 	// TrustDomain is used where the Mesh document names none.
 	TrustDomain spiffeid.TrustDomain
-	// DefaultDeny is used where the Mesh document does not say.
+	// DefaultDeny is used where the Mesh document does not say; so is a default of the catalog's that denies.
 	DefaultDeny bool
 }
 
@@ -68,7 +68,7 @@ func Build(in Input, p Proxy) (*Resources, error) {
 		return nil, err
 	}
 	b := &builder{Input: in, proxy: p, td: td, out: &Resources{}, clusters: map[string]bool{}}
-	b.defaultDeny = in.DefaultDeny
+	b.defaultDeny = in.DefaultDeny || in.Catalog.DefaultIntention == catalog.Deny
 	if d := in.Policy.Mesh.DefaultAuthorization; d != "" {
 		b.defaultDeny = d == "deny"
 	}

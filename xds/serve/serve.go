@@ -139,7 +139,7 @@ func (s *Server) change(urgent bool) {
 
 // onlyEndpoints says that two catalogs differ in instances alone.
 func onlyEndpoints(a, b *catalog.Snapshot) bool {
-	if len(a.Services) != len(b.Services) || !reflect.DeepEqual(a.Intentions, b.Intentions) {
+	if len(a.Services) != len(b.Services) || a.DefaultIntention != b.DefaultIntention || !reflect.DeepEqual(a.Intentions, b.Intentions) {
 		return false
 	}
 	for n, v := range a.Services {
