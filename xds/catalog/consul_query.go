@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -142,7 +143,11 @@ func (c *Consul) doubts(q *query, entries []string) time.Duration {
 	now := time.Now()
 	if q.lost == nil {
 		q.doubtAt = now
-		c.log.Info("consul answers less than before it failed; this is believed when it stays so",
+		level := slog.LevelInfo
+		if q.service != "" {
+			level = slog.LevelDebug // there are many of them
+		}
+		c.log.Log(q.ctx, level, "consul answers less than before it failed; this is believed when it stays so",
 			"query", q.name, "missing", len(lost), "for", c.opt.Confirm)
 	}
 	if !slices.Equal(lost, q.lost) {
