@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -190,7 +191,11 @@ func (k *checker) probeHTTP(h *Host, hc *HealthCheck, dial func(context.Context)
 	}
 	host := hc.Host
 	if host == "" {
-		host = k.cluster.Config.Name
+		// Envoy asks by the cluster's name; one that cannot be a host is
+		// refused by any strict server.
+		if host = k.cluster.Config.Name; strings.ContainsFunc(host, notInHost) {
+			host = h.text
+		}
 	}
 	client := &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	context.AfterFunc(k.ctx, tr.CloseIdleConnections)
@@ -224,6 +229,10 @@ func (k *checker) probeHTTP(h *Host, hc *HealthCheck, dial func(context.Context)
 		}
 		return &statusError{resp.StatusCode, within(hc.Retriable, resp.StatusCode)}
 	}
+}
+
+func notInHost(r rune) bool {
+	return (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && !strings.ContainsRune(".-_:", r)
 }
 
 func within(ranges []StatusRange, status int) bool {
