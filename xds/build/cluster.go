@@ -23,21 +23,19 @@ import (
 const (
 	httpOptions    = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 	connectTimeout = 2 * time.Second
+	// retryBudget is the share of active requests, in percent, that may be retries, and minRetries what is always allowed.
+	retryBudget, minRetries = 50, 32
 	// unlimited is for the hop to the application itself: limits belong to who calls, who can go elsewhere.
 	unlimited = 1 << 30
-	// pingInterval finds out that the other end of a quiet connection is gone.
-	pingInterval, pingTimeout = 30 * time.Second, 5 * time.Second
+	// keepaliveTime and keepaliveInterval, in seconds, find out that the other end of a quiet connection is gone.
+	keepaliveTime, keepaliveInterval = 30, 5
 )
 
 // http2 has the proxy speak HTTP/2, and nothing else, to a cluster.
-func (b *builder) http2(keepalive bool) map[string]*anypb.Any {
-	o := &corev3.Http2ProtocolOptions{}
-	if keepalive {
-		o.ConnectionKeepalive = &corev3.KeepaliveSettings{Interval: durationpb.New(pingInterval), Timeout: durationpb.New(pingTimeout)}
-	}
+func (b *builder) http2() map[string]*anypb.Any {
 	return map[string]*anypb.Any{httpOptions: b.pack(&httpv3.HttpProtocolOptions{
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
-			ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: o}}}})}
+			ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &corev3.Http2ProtocolOptions{}}}}})}
 }
 
 // mesh adds the cluster of a backend, reached under mutual TLS through the sidecars of its instances, and returns its name.
@@ -56,10 +54,12 @@ func (b *builder) mesh(back policy.Backend) string {
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
 		EdsClusterConfig:     &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads()},
 		ConnectTimeout:       durationpb.New(connectTimeout),
+		UpstreamConnectionOptions: &clusterv3.UpstreamConnectionOptions{TcpKeepalive: &corev3.TcpKeepalive{
+			KeepaliveTime: number(keepaliveTime), KeepaliveInterval: number(keepaliveInterval)}},
 	}
 	if service.Protocol.IsHTTP() {
 		c.TransportSocket = b.outboundTLS(b.spiffe(service.Name), "h2")
-		c.TypedExtensionProtocolOptions = b.http2(true)
+		c.TypedExtensionProtocolOptions = b.http2()
 	} else {
 		c.TransportSocket = b.outboundTLS(b.spiffe(service.Name))
 	}
@@ -138,7 +138,7 @@ func (b *builder) policies(c *clusterv3.Cluster, t policy.Target, isHTTP bool) {
 		}
 	}
 	if h := b.Policy.HealthCheck.Find(t); h != nil {
-		c.HealthChecks = []*corev3.HealthCheck{healthCheck(h, isHTTP)}
+		c.HealthChecks = []*corev3.HealthCheck{healthCheck(h, isHTTP, t.Key.Name)}
 	}
 	if o := b.Policy.Outlier.Find(t); o != nil {
 		c.OutlierDetection = outlier(o)
@@ -147,21 +147,25 @@ func (b *builder) policies(c *clusterv3.Cluster, t policy.Target, isHTTP bool) {
 		c.ConnectTimeout = seconds(*o.Connect)
 	}
 	breaker, retry := b.Policy.CircuitBreaker.Find(t), b.Policy.Retry.Find(t)
-	if breaker == nil && (retry == nil || retry.BudgetPercent == nil) {
-		return
-	}
 	limits := &clusterv3.CircuitBreakers_Thresholds{}
 	if breaker != nil {
 		limits.MaxConnections, limits.MaxPendingRequests = numberOf(breaker.MaxConnections), numberOf(breaker.MaxPendingRequests)
 		limits.MaxRequests, limits.MaxRetries = numberOf(breaker.MaxRequests), numberOf(breaker.MaxRetries)
 	}
-	if retry != nil && retry.BudgetPercent != nil {
-		limits.RetryBudget = &clusterv3.CircuitBreakers_Thresholds_RetryBudget{BudgetPercent: &typev3.Percent{Value: *retry.BudgetPercent}}
+	if limits.MaxRetries == nil {
+		// Envoy's three retries at a time are used up at once when an instance
+		// dies with requests under way (envoyproxy/envoy#10869): a budget
+		// grows with the traffic, and still keeps retries from becoming a storm.
+		percent := float64(retryBudget)
+		if retry != nil && retry.BudgetPercent != nil {
+			percent = *retry.BudgetPercent
+		}
+		limits.RetryBudget = &clusterv3.CircuitBreakers_Thresholds_RetryBudget{BudgetPercent: &typev3.Percent{Value: percent}, MinRetryConcurrency: number(minRetries)}
 	}
 	c.CircuitBreakers = &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{limits}}
 }
 
-func healthCheck(h *policy.HealthCheck, isHTTP bool) *corev3.HealthCheck {
+func healthCheck(h *policy.HealthCheck, isHTTP bool, service string) *corev3.HealthCheck {
 	out := &corev3.HealthCheck{
 		Timeout: seconds(h.Timeout), Interval: seconds(h.Interval), NoTrafficInterval: seconds(h.Interval),
 		HealthyThreshold: number(max(h.HealthyThreshold, 1)), UnhealthyThreshold: number(cmp.Or(h.UnhealthyThreshold, 2)),
@@ -170,7 +174,8 @@ func healthCheck(h *policy.HealthCheck, isHTTP bool) *corev3.HealthCheck {
 		out.HealthChecker = &corev3.HealthCheck_TcpHealthCheck_{TcpHealthCheck: &corev3.HealthCheck_TcpHealthCheck{}}
 		return out
 	}
-	check := &corev3.HealthCheck_HttpHealthCheck{Path: h.Path, Host: h.Host, CodecClientType: typev3.CodecClientType_HTTP2}
+	// Without a host it would be the name of the cluster, which is none: it has a slash in it.
+	check := &corev3.HealthCheck_HttpHealthCheck{Path: h.Path, Host: cmp.Or(h.Host, service), CodecClientType: typev3.CodecClientType_HTTP2}
 	statuses := slices.Clone(h.Statuses)
 	if len(statuses) == 0 {
 		statuses = []uint32{200}
@@ -204,7 +209,7 @@ func (b *builder) local(protocol catalog.Protocol) string {
 	c.CircuitBreakers = &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
 		MaxConnections: number(unlimited), MaxPendingRequests: number(unlimited), MaxRequests: number(unlimited), MaxRetries: number(unlimited)}}}
 	if protocol.IsHTTP2() {
-		c.TypedExtensionProtocolOptions = b.http2(false)
+		c.TypedExtensionProtocolOptions = b.http2()
 	}
 	b.out.Clusters = append(b.out.Clusters, c)
 	return name
