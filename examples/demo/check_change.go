@@ -90,7 +90,14 @@ func (s *shop) seeDeath(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("before the death: %w", err)
 	}
 	victim.process.kill()
-	atDeath := l.answered("")
+	killed, atDeath := time.Now(), l.answered("")
+	left := len(s.of("orders", "v1")) - 1
+	for _, e := range s.edges {
+		if err := s.waitMembers(ctx, e.process, e.admin, "default/orders~orders-v1", left); err != nil {
+			return "", fmt.Errorf("after the death: %w", err)
+		}
+	}
+	out := time.Since(killed)
 	if err := l.until(ctx, func() bool { return l.answered("") > atDeath+1000 }); err != nil {
 		return "", fmt.Errorf("after the death: %w", err)
 	}
@@ -107,7 +114,8 @@ func (s *shop) seeDeath(ctx context.Context) (string, error) {
 	if n := l.failed.Load(); n > 0 {
 		return "", fmt.Errorf("%d of %d requests failed; the first: %w", n, total+int(n), *l.first.Load())
 	}
-	return fmt.Sprintf("%s killed under load and started again: %d requests, 0 failed", victim.id, total), nil
+	return fmt.Sprintf("%s killed under load, out of both edges after %d ms, started again and taken in: %d requests, 0 failed",
+		victim.id, out.Milliseconds(), total), nil
 }
 
 // load is several clients that ask without a pause.

@@ -250,12 +250,15 @@ func (s *shop) seeDenied(ctx context.Context) (string, error) {
 	return fmt.Sprintf("storefront to payments: 403 %q; orders to payments: 200 above", r.Via.Error), nil
 }
 
-// requestsTotal is the metric that counts requests: Envoy's name of it.
-const requestsTotal = "envoy_http_downstream_rq_total"
+// Metrics that the demo reads, by Envoy's names.
+const (
+	requestsTotal  = "envoy_http_downstream_rq_total"
+	membersHealthy = "envoy_cluster_membership_healthy"
+)
 
-// counter is the sum of a metric over its labels, from an admin page. The
-// requests of the admin page itself are not counted.
-func counter(ctx context.Context, admin int, name string) (float64, error) {
+// counter is the sum of a metric over its labels, from an admin page; label is
+// a part of the labels that must be there. Requests of the admin page itself are not counted.
+func counter(ctx context.Context, admin int, name, label string) (float64, error) {
 	url := "http://" + local(admin) + "/stats/prometheus"
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -275,7 +278,7 @@ func counter(ctx context.Context, admin int, name string) (float64, error) {
 	for lines.Scan() {
 		line := lines.Text()
 		rest, ok := strings.CutPrefix(line, name)
-		if !ok || rest == "" || rest[0] != '{' && rest[0] != ' ' || strings.Contains(rest, `"admin"`) {
+		if !ok || rest == "" || rest[0] != '{' && rest[0] != ' ' || !strings.Contains(rest, label) || strings.Contains(rest, `"admin"`) {
 			continue
 		}
 		v, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
@@ -306,7 +309,7 @@ func (s *shop) seeMetrics(ctx context.Context) (string, error) {
 	}
 	total := func() (sum float64, err error) {
 		for _, in := range s.of("orders", "v1") {
-			n, err := counter(ctx, in.admin, requestsTotal)
+			n, err := counter(ctx, in.admin, requestsTotal, "")
 			if err != nil {
 				return 0, err
 			}

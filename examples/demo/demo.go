@@ -211,26 +211,53 @@ func (s *shop) waitReady(ctx context.Context) error {
 	if err := waitFor(ctx, s.l4, "the L4 tier", ready("http://"+local(s.l4Admin)+"/ready")); err != nil {
 		return err
 	}
+	if err := s.waitComplete(ctx); err != nil {
+		return err
+	}
 	c, err := s.client()
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	for range 2 * len(s.edges) { // connections go to the edges in turn
-		c.close()
-		err := waitFor(ctx, nil, "a request through all hops", func() error {
-			r, err := c.get(ctx, "/checkout/pay")
-			if err == nil && r.status != 200 {
-				err = r.unexpected()
-				c.close()
+	return waitFor(ctx, nil, "a request through all hops", func() error {
+		_, err := c.ok(ctx, "/checkout/pay")
+		return err
+	})
+}
+
+// waitComplete waits until each proxy that is asked from outside, the L4 tier
+// and the edges, knows every instance that it shall and finds it healthy: an
+// instance whose first health check came before it listened is out until the second.
+func (s *shop) waitComplete(ctx context.Context) error {
+	if err := s.waitMembers(ctx, s.l4, s.l4Admin, tierCluster, len(s.edges)); err != nil {
+		return err
+	}
+	for _, e := range s.edges {
+		for cluster, want := range map[string]int{
+			"default/storefront":       len(s.of("storefront", "")),
+			"default/orders~orders-v1": len(s.of("orders", "v1")),
+			"default/orders~orders-v2": len(s.of("orders", "v2")),
+		} {
+			if err := s.waitMembers(ctx, e.process, e.admin, cluster, want); err != nil {
+				return err
 			}
-			return err
-		})
-		if err != nil {
-			return err
 		}
 	}
 	return nil
+}
+
+// tierCluster begins the name of the cluster of edges in the L4 tier.
+const tierCluster = "l4/"
+
+// waitMembers waits until a cluster of a proxy has that many healthy members.
+func (s *shop) waitMembers(ctx context.Context, p *process, admin int, cluster string, want int) error {
+	return waitFor(ctx, p, "the instances of "+cluster, func() error {
+		n, err := counter(ctx, admin, membersHealthy, `envoy_cluster_name="`+cluster)
+		if err == nil && int(n) != want {
+			err = fmt.Errorf("%s finds %.0f healthy; want %d", p.name, n, want)
+		}
+		return err
+	})
 }
 
 // wait returns when ctx ends, and says if a process ends before that.

@@ -144,10 +144,13 @@ func TestCounterSumsLabelsAndNothingElse(t *testing.T) {
 	}))
 	defer srv.Close()
 	port := srv.Listener.Addr().String()[len("127.0.0.1:"):]
-	if n, err := counter(context.Background(), atoi(t, port), "rq"); err != nil || n != 7 {
+	if n, err := counter(context.Background(), atoi(t, port), "rq", ""); err != nil || n != 7 {
 		t.Errorf("%v, %v; want 7", n, err)
 	}
-	if _, err := counter(context.Background(), atoi(t, port), "none"); err == nil {
+	if n, err := counter(context.Background(), atoi(t, port), "rq", `a="2`); err != nil || n != 4 {
+		t.Errorf("of one label: %v, %v; want 4", n, err)
+	}
+	if _, err := counter(context.Background(), atoi(t, port), "none", ""); err == nil {
 		t.Error("a metric that is not there was counted")
 	}
 }
