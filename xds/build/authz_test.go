@@ -1,0 +1,194 @@
+package build
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"sallyport/xds/catalog"
+	"sallyport/xds/policy"
+)
+
+// The meaning of RBAC, for the matchers that are emitted.
+type call struct{ id, path, method string }
+
+func decide(r *rbacv3.RBAC, c call) (matched bool) {
+	for _, p := range r.GetPolicies() {
+		if slices.ContainsFunc(p.GetPermissions(), c.may) && slices.ContainsFunc(p.GetPrincipals(), c.is) {
+			return true
+		}
+	}
+	return false
+}
+
+func admitted(a authorization, c call) bool { return !decide(a.deny, c) && decide(a.allow, c) }
+
+func text(m *matcherv3.StringMatcher, s string) bool {
+	switch p := m.GetMatchPattern().(type) {
+	case *matcherv3.StringMatcher_Exact:
+		return s == p.Exact
+	case *matcherv3.StringMatcher_Prefix:
+		return strings.HasPrefix(s, p.Prefix)
+	case *matcherv3.StringMatcher_SafeRegex:
+		return regexp.MustCompile("^(?:" + p.SafeRegex.GetRegex() + ")$").MatchString(s)
+	}
+	panic(fmt.Sprintf("%T", m.GetMatchPattern()))
+}
+
+func (c call) may(p *rbacv3.Permission) bool {
+	switch r := p.GetRule().(type) {
+	case *rbacv3.Permission_Any:
+		return true
+	case *rbacv3.Permission_NotRule:
+		return !c.may(r.NotRule)
+	case *rbacv3.Permission_AndRules:
+		return !slices.ContainsFunc(r.AndRules.GetRules(), func(p *rbacv3.Permission) bool { return !c.may(p) })
+	case *rbacv3.Permission_OrRules:
+		return slices.ContainsFunc(r.OrRules.GetRules(), c.may)
+	case *rbacv3.Permission_UrlPath:
+		return text(r.UrlPath.GetPath(), c.path)
+	case *rbacv3.Permission_Header:
+		return r.Header.GetName() == ":method" && text(r.Header.GetStringMatch(), c.method)
+	}
+	panic(fmt.Sprintf("%T", p.GetRule()))
+}
+
+func (c call) is(p *rbacv3.Principal) bool {
+	switch r := p.GetIdentifier().(type) {
+	case *rbacv3.Principal_Any:
+		return true
+	case *rbacv3.Principal_NotId:
+		return !c.is(r.NotId)
+	case *rbacv3.Principal_AndIds:
+		return !slices.ContainsFunc(r.AndIds.GetIds(), func(p *rbacv3.Principal) bool { return !c.is(p) })
+	case *rbacv3.Principal_OrIds:
+		return slices.ContainsFunc(r.OrIds.GetIds(), c.is)
+	case *rbacv3.Principal_Authenticated_:
+		return text(r.Authenticated.GetPrincipalName(), c.id)
+	}
+	panic(fmt.Sprintf("%T", p.GetIdentifier()))
+}
+
+// naive is what Consul's documents say: the intention with the highest precedence decides, in it the first permission that
+// matches, and the default where none does.
+func naive(list []catalog.Intention, source, path string, isHTTP, defaultAllow bool) bool {
+	for _, in := range list {
+		if in.Source.Name != "*" && in.Source.Name != source || in.Destination.Name != "*" && in.Destination.Name != "orders" {
+			continue
+		}
+		if len(in.Permissions) == 0 {
+			return in.Action == catalog.Allow
+		}
+		if !isHTTP {
+			return false
+		}
+		for _, p := range in.Permissions {
+			if p.Path.Kind == catalog.Any || p.Path.Kind == catalog.Exact && p.Path.Value == path || p.Path.Kind == catalog.Prefix && strings.HasPrefix(path, p.Path.Value) {
+				return p.Action == catalog.Allow
+			}
+		}
+		return defaultAllow
+	}
+	return defaultAllow
+}
+
+// Every combination of intentions of a small space means what it says.
+func TestIntentionsMeanWhatConsulSays(t *testing.T) {
+	permission := func(a catalog.Action, path string) catalog.Permission {
+		kind := catalog.Exact
+		if strings.HasSuffix(path, "/") {
+			kind = catalog.Prefix
+		}
+		return catalog.Permission{Action: a, Path: catalog.Match{Kind: kind, Value: path}}
+	}
+	// What an intention may do; the first is: there is none.
+	does := []*catalog.Intention{nil, {Action: catalog.Allow}, {Action: catalog.Deny},
+		{Permissions: []catalog.Permission{permission(catalog.Deny, "/admin/")}},
+		{Permissions: []catalog.Permission{permission(catalog.Deny, "/admin/"), permission(catalog.Allow, "/")}},
+		{Permissions: []catalog.Permission{permission(catalog.Allow, "/admin/health"), permission(catalog.Deny, "/admin/"), {Action: catalog.Allow}}},
+		{Permissions: []catalog.Permission{permission(catalog.Allow, "/read/")}},
+	}
+	patterns := []struct{ source, destination string }{{"web", "orders"}, {"*", "orders"}, {"web", "*"}, {"*", "*"}} // by precedence
+	name := func(s string) catalog.Name {
+		if s == "*" {
+			return catalog.Name{Namespace: "*", Name: "*"}
+		}
+		return catalog.Name{Namespace: "default", Name: s}
+	}
+	checked := 0
+	for n := range len(does) * len(does) * len(does) * len(does) {
+		var list []catalog.Intention
+		rest := n
+		for i, p := range patterns {
+			if d := does[rest%len(does)]; d != nil {
+				in := *d
+				in.Source, in.Destination, in.Precedence = name(p.source), name(p.destination), 9-i
+				list = append(list, in)
+			}
+			rest /= len(does)
+		}
+		for _, isHTTP := range []bool{true, false} {
+			for _, allow := range []bool{true, false} {
+				b := &builder{td: spiffeid.RequireTrustDomainFromString("example.org"), defaultDeny: !allow,
+					Input: Input{Catalog: &catalog.Snapshot{Intentions: list}, Policy: policy.Empty()}}
+				a := b.authorization(name("orders"), isHTTP)
+				for _, source := range []string{"web", "other"} {
+					for _, path := range []string{"/", "/admin/x", "/admin/health", "/read/x"} {
+						c := call{"spiffe://example.org/ns/default/svc/" + source, path, "GET"}
+						if got, want := admitted(a, c), naive(list, source, path, isHTTP, allow); got != want {
+							t.Fatalf("%+v calls %s, http %t, default allow %t: %t, want %t\n%v\n%v", source, path, isHTTP, allow, got, want, list, a)
+						}
+						checked++
+					}
+				}
+			}
+		}
+	}
+	t.Log(checked, "calls")
+}
+
+func TestAuthorizationPolicies(t *testing.T) {
+	set, problems := policy.Parse("f.yaml", []byte(`apiVersion: policy.sallyport.io/v1
+kind: AuthorizationPolicy
+metadata: {name: readers}
+spec:
+  targetRefs: [{kind: Service, name: orders}]
+  action: ALLOW
+  rules: [{from: [{service: web}], to: [{paths: [/read/*], methods: [GET]}]}, {from: [{service: admin}]}]
+---
+apiVersion: policy.sallyport.io/v1
+kind: AuthorizationPolicy
+metadata: {name: never}
+spec:
+  targetRefs: [{kind: Service, name: orders}]
+  action: DENY
+  rules: [{to: [{paths: [/internal]}]}]
+`))
+	if problems.Err() != nil {
+		t.Fatal(problems)
+	}
+	b := &builder{td: spiffeid.RequireTrustDomainFromString("example.org"), Input: Input{Catalog: &catalog.Snapshot{}, Policy: set}}
+	http, tcp := b.authorization(catalog.Name{Namespace: "default", Name: "orders"}, true), b.authorization(catalog.Name{Namespace: "default", Name: "orders"}, false)
+	for _, c := range []struct {
+		source, path, method string
+		http                 bool
+	}{
+		{"web", "/read/x", "GET", true}, {"web", "/read/x", "POST", false}, {"web", "/write", "GET", false}, {"admin", "/write", "POST", true},
+		{"admin", "/internal", "GET", false}, {"other", "/read/x", "GET", false},
+	} {
+		id := "spiffe://example.org/ns/default/svc/" + c.source
+		if got := admitted(http, call{id, c.path, c.method}); got != c.http {
+			t.Errorf("%+v: %t", c, got)
+		}
+		// Without requests to look at, the denial is of everything.
+		if admitted(tcp, call{id: id}) {
+			t.Errorf("%s was let in where paths cannot be seen", c.source)
+		}
+	}
+}
