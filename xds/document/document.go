@@ -244,7 +244,7 @@ func DidYouMean(name string, candidates []string) string {
 	}
 	switch {
 	case len(candidates) == 0:
-		return "; there is none"
+		return ""
 	case len(candidates) > 12:
 		return fmt.Sprintf("; known: %s, … (%d)", strings.Join(candidates[:12], ", "), len(candidates))
 	}

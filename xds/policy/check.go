@@ -159,10 +159,10 @@ func checkJWT(c *checker, j *JWT) {
 		c.fail(field, "has no keys, so that every token would be refused")
 	}
 	for i, k := range set.Keys {
-		if !k.Valid() {
-			c.fail(field, "key %d (kid %q) is not valid", i, k.KeyID)
-		} else if !k.IsPublic() {
+		if !k.IsPublic() {
 			c.fail(field, "key %d (kid %q) is a private or symmetric key; only public keys belong here", i, k.KeyID)
+		} else if !k.Valid() {
+			c.fail(field, "key %d (kid %q) is not valid", i, k.KeyID)
 		}
 	}
 	for i, h := range j.ClaimsToHeaders {

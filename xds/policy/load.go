@@ -299,7 +299,11 @@ func (l *loader) settle(files map[string][]*entry, problems document.Problems) (
 				if p == nil {
 					continue
 				}
-				problems = append(problems, p...)
+				for _, one := range p { // the last good version may have the same fault
+					if !slices.ContainsFunc(problems, func(x *document.Problem) bool { return *x == *one }) {
+						problems = append(problems, one)
+					}
+				}
 				old := before[e.ident]
 				if old == e {
 					old = nil
