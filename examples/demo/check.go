@@ -50,10 +50,16 @@ func (s *shop) check(ctx context.Context, out io.Writer, begin time.Time) bool {
 	}
 	fmt.Fprintf(out, "started %d processes in %.1f s; catalog: %s\n", len(s.family.all()), time.Since(begin).Seconds(), catalog)
 	rows := s.rows()
-	held := 0
+	held := walk(ctx, out, rows)
+	fmt.Fprintf(out, "%d of %d held, %.1f s\n", held, len(rows), time.Since(begin).Seconds())
+	return held == len(rows)
+}
+
+// walk prints the rows and counts those that held. It ends with ctx.
+func walk(ctx context.Context, out io.Writer, rows []row) (held int) {
 	for _, r := range rows {
 		if ctx.Err() != nil {
-			return false
+			return held
 		}
 		one, cancel := context.WithTimeout(ctx, rowLimit)
 		seen, err := r.see(one)
@@ -65,6 +71,5 @@ func (s *shop) check(ctx context.Context, out io.Writer, begin time.Time) bool {
 		held++
 		fmt.Fprintf(out, "ok      %-31s %s\n", r.name, seen)
 	}
-	fmt.Fprintf(out, "%d of %d held, %.1f s\n", held, len(rows), time.Since(begin).Seconds())
-	return held == len(rows)
+	return held
 }

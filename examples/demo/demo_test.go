@@ -254,3 +254,48 @@ func TestConsulThatIsNotThere(t *testing.T) {
 		t.Errorf("%v; want a hint at CONSUL=", err)
 	}
 }
+
+func TestWalkCountsWhatHeldAndGoesOn(t *testing.T) {
+	var out bytes.Buffer
+	rows := []row{
+		{"one", func(context.Context) (string, error) { return "seen", nil }},
+		{"two", func(context.Context) (string, error) { return "", errors.New("it did not hold") }},
+		{"three", func(context.Context) (string, error) { return "seen too", nil }},
+	}
+	if held := walk(t.Context(), &out, rows); held != 2 {
+		t.Errorf("%d held; want 2", held)
+	}
+	lines := strings.Split(out.String(), "\n")
+	if len(lines) != 4 || !strings.HasPrefix(lines[1], "FAILED  two ") || !strings.HasSuffix(lines[1], "it did not hold") || !strings.HasPrefix(lines[2], "ok      three ") {
+		t.Errorf("%q", lines)
+	}
+}
+
+// The tour has ten commands, each of one line, so that it can be copied from a terminal.
+func TestTourHasTenCommandsOfOneLine(t *testing.T) {
+	p, err := newPlan()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &shop{plan: p, dir: "/tmp/demo"}
+	child, err := start(t.TempDir(), "child", "/bin/sh", "-c", "exit 0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-child.done
+	for _, in := range p.instances {
+		in.process = child
+	}
+	tries := s.tries()
+	if len(tries) != 10 {
+		t.Errorf("%d commands", len(tries))
+	}
+	for _, c := range tries {
+		if strings.Contains(c.command, "\n") {
+			t.Errorf("%s: more than one line", c.what)
+		}
+	}
+	if picture := s.picture(); strings.Count(picture, "sidecar :") != len(p.instances) || !strings.Contains(picture, "payments (denied)") || strings.Contains(picture, "orders (denied)") {
+		t.Errorf("%s", picture)
+	}
+}

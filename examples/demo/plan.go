@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -131,6 +132,11 @@ func (p *plan) of(service, version string) (list []*instance) {
 		}
 	}
 	return list
+}
+
+// allowed says whether an intention lets source call destination; the quickstart denies what none allows.
+func (p *plan) allowed(source, destination string) bool {
+	return slices.Contains(p.catalog.Intentions, fileIntention{source, destination, "allow"})
 }
 
 // args are the arguments of `sallyport demo app` for an instance.

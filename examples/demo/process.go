@@ -27,7 +27,9 @@ type process struct {
 }
 
 // start runs argv[0] with its arguments. The child gets SIGKILL if this
-// process dies, so that nothing is left behind even then.
+// process dies, so that nothing is left behind even then. To be exact, if the
+// thread dies that started it (prctl(2), PR_SET_PDEATHSIG); Go ends threads
+// only where a goroutine that is locked to one ends, and none here is.
 func start(dir, name string, argv ...string) (*process, error) {
 	p := &process{name: name, log: filepath.Join(dir, name+".log"), done: make(chan struct{})}
 	out, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)

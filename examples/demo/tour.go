@@ -16,7 +16,7 @@ func (s *shop) tour(out io.Writer) {
 	fmt.Fprint(out, s.picture())
 	fmt.Fprint(out, "\nTo try, in another shell (the first two lines once):\n\n")
 	fmt.Fprintf(out, "  cd %s; TOKEN=$(cat token); SHOP=https://%s:%d\n", s.dir, publicHost, s.public)
-	fmt.Fprintf(out, "  shop() { curl -sS --cacert keys/shop.crt --resolve %s:%d:127.0.0.1 \"$@\"; echo; }\n\n", publicHost, s.public)
+	fmt.Fprintf(out, "  shop() { curl -sS -w '\\n' --cacert keys/shop.crt --resolve %s:%d:127.0.0.1 \"$@\"; }\n\n", publicHost, s.public)
 	for i, t := range s.tries() {
 		fmt.Fprintf(out, "%3d. %s\n", i+1, t.what)
 		for line := range strings.Lines(t.command) {
@@ -41,14 +41,17 @@ func (s *shop) picture() string {
 	fmt.Fprint(&b, "   (HTTPS ends at the edges; from there on, ══ is mutual TLS with SPIFFE identities)\n")
 	for i, in := range s.instances {
 		calls := ""
-		if names := sortedNames(in.upstreams); len(names) > 0 {
-			calls = "   calls " + strings.Join(names, ", ")
+		for _, name := range sortedNames(in.upstreams) {
+			calls += "  ─► " + name
+			if !s.allowed(in.service, name) {
+				calls += " (denied)"
+			}
 		}
 		corner := "╠"
 		if i == len(s.instances)-1 {
 			corner = "╚"
 		}
-		fmt.Fprintf(&b, "        %s══► sidecar :%d ─► %s :%d%s\n", corner, in.mesh, in.id, in.app, calls)
+		fmt.Fprintf(&b, "        %s══► sidecar :%d ─► %-12s :%d%s\n", corner, in.mesh, in.id, in.app, calls)
 	}
 	fmt.Fprintf(&b, " control plane :%d ◄─ %s, policies/\n\n", s.control, source)
 	fmt.Fprintf(&b, " shop      https://%s:%d/   (127.0.0.1; certificate %s)\n", publicHost, s.public, filepath.Join(s.dir, "keys/shop.crt"))
@@ -75,19 +78,13 @@ func (s *shop) tries() []try {
 			`for i in $(seq 20); do shop -o /dev/null -D - ` + auth + ` $SHOP/api/orders | grep -i x-served-by; done`},
 		{"session persistence: the cookie brings you back to the same storefront",
 			`for i in $(seq 6); do shop -b jar -c jar -o /dev/null -D - $SHOP/ | grep -i x-served-by; done`},
-		{"the rate limit: five requests a minute in each edge", `for i in $(seq 12); do shop -o /dev/null -w '%{http_code}' $SHOP/limited; done`},
+		{"the rate limit: five requests a minute in each edge", `for i in $(seq 12); do shop -o /dev/null -w '%{http_code}\n' $SHOP/limited; done`},
 		{"an instance dies, nobody notices",
-			fmt.Sprintf("kill -9 %d; for i in $(seq 20); do shop -o /dev/null -w '%%{http_code}' %s $SHOP/api/orders; done", orders.process.cmd.Process.Pid, auth)},
-		{"a policy, in force at the next request: nobody sees /secret any more", "cat > policies/secret.yaml <<'END'\n" + denySecret + "END\nshop -i $SHOP/secret"},
+			fmt.Sprintf("kill -9 %d; for i in $(seq 20); do shop -o /dev/null -w '%%{http_code}\\n' %s $SHOP/api/orders; done", orders.process.cmd.Process.Pid, auth)},
+		{"a policy, in force at the next request: nobody sees /secret any more", "echo '" + denySecret + "' > policies/secret.yaml; sleep 1; shop -i $SHOP/secret"},
 	}
 }
 
 // denySecret is a policy that the tour and the check put into the folder while everything runs.
-const denySecret = `apiVersion: policy.sallyport.io/v1
-kind: AuthorizationPolicy
-metadata: {name: secret}
-spec:
-  targetRefs: [{kind: Service, name: storefront}]
-  action: DENY
-  rules: [{to: [{paths: ["/secret*"]}]}]
-`
+const denySecret = `{apiVersion: policy.sallyport.io/v1, kind: AuthorizationPolicy, metadata: {name: secret}, ` +
+	`spec: {targetRefs: [{kind: Service, name: storefront}], action: DENY, rules: [{to: [{paths: ["/secret*"]}]}]}}`
