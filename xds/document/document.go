@@ -80,6 +80,10 @@ type Document struct {
 
 // ReadFile reads a file of at most MaxBytes.
 func ReadFile(path string) ([]byte, *Problem) {
+	// A pipe or a terminal would never end.
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, &Problem{File: path, Text: "is not a file"}
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, &Problem{File: path, Text: "cannot be opened: " + reason(err)}
