@@ -45,6 +45,8 @@ func (b *builder) manager(stat, routes string, f filterSet) *hcmv3.HttpConnectio
 		AccessLog:      b.accessLog,
 		NormalizePath:  wrapperspb.Bool(true),
 		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
+		// A WebSocket crosses the hop between two sidecars as an extended CONNECT (RFC 8441).
+		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{AllowConnect: true},
 	}
 }
 
@@ -99,7 +101,7 @@ func (b *builder) inbound(own *catalog.Service) {
 	m.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
 	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
 	m.ServerHeaderTransformation = hcmv3.HttpConnectionManager_PASS_THROUGH
-	m.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{MaxConcurrentStreams: number(meshStreams)}
+	m.Http2ProtocolOptions.MaxConcurrentStreams = number(meshStreams)
 	if auth.requests {
 		// Paths decide who may do what: only such that cannot be read in two ways.
 		m.MergeSlashes = true
@@ -148,7 +150,7 @@ func public(m *hcmv3.HttpConnectionManager) {
 	m.RequestHeadersTimeout = durationpb.New(headersTimeout)
 	m.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{
 		IdleTimeout: durationpb.New(publicIdle), HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_DROP_HEADER}
-	m.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{MaxConcurrentStreams: number(publicStreams),
+	m.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{AllowConnect: true, MaxConcurrentStreams: number(publicStreams),
 		InitialStreamWindowSize: number(publicWindow), InitialConnectionWindowSize: number(publicConWindow)}
 }
 
