@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -126,46 +127,76 @@ func (s *shop) seeSession(ctx context.Context) (string, error) {
 	return fmt.Sprintf("with the cookie, %d connections: %s; without: %s", visits, counted(count), counted(strangers)), nil
 }
 
-// seeMutualTLS stands on the wire between the sidecars.
+// seeMutualTLS stands on the wire before the sidecar of orders: without a
+// certificate, with one that nobody in the mesh has signed, and without TLS.
 func (s *shop) seeMutualTLS(ctx context.Context) (string, error) {
 	in := s.of("orders", "v1")[0]
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	var shown string
-	var state tls.ConnectionState
-	d := tls.Dialer{Config: &tls.Config{
-		// Nobody vouches for the mesh's certificates outside of it: what the
-		// server shows is looked at here, and nothing is sent to it.
-		InsecureSkipVerify: true,
-		NextProtos:         []string{"h2"},
-		VerifyConnection: func(c tls.ConnectionState) error {
-			state = c
-			for _, u := range c.PeerCertificates[0].URIs {
-				shown = u.String()
-			}
-			return nil
-		},
-	}}
-	conn, err := d.DialContext(ctx, "tcp", local(in.mesh))
-	if err == nil {
-		// In TLS 1.3 the server's refusal comes after the client's handshake.
-		_ = conn.SetReadDeadline(time.Now().Add(3 * time.Second)) // it is a socket
-		_, err = conn.Read(make([]byte, 1))
-		conn.Close()
+	state, none := knock(ctx, in.mesh)
+	if !strings.Contains(fmt.Sprint(none), alert) {
+		return "", fmt.Errorf("without a client certificate: %v; want a TLS alert", none)
 	}
-	if !strings.Contains(fmt.Sprint(err), "tls: ") {
-		return "", fmt.Errorf("without a client certificate: %v; want a TLS alert", err)
+	shown := ""
+	for _, u := range state.PeerCertificates[0].URIs {
+		shown = u.String()
 	}
-	if want := "/svc/orders"; !strings.HasPrefix(shown, "spiffe://") || !strings.HasSuffix(shown, want) {
-		return "", fmt.Errorf("the sidecar of %s shows %q; want a SPIFFE ID that ends in %s", in.id, shown, want)
+	trustDomain, ok := strings.CutSuffix(shown, "/svc/orders")
+	if !ok || !strings.HasPrefix(shown, "spiffe://") {
+		return "", fmt.Errorf("the sidecar of %s shows %q; want the SPIFFE ID of orders", in.id, shown)
 	}
 	if state.Version != tls.VersionTLS13 {
 		return "", fmt.Errorf("the sidecar of %s speaks %s; want TLS 1.3", in.id, tls.VersionName(state.Version))
 	}
+	cert, err := impostor(trustDomain + "/svc/storefront") // who might call orders
+	if err != nil {
+		return "", err
+	}
+	_, forged := knock(ctx, in.mesh, cert)
+	if !strings.Contains(fmt.Sprint(forged), alert) {
+		return "", fmt.Errorf("with a certificate signed by itself: %v; want a TLS alert", forged)
+	}
 	if answer, err := plaintext(ctx, in.mesh); err != nil || strings.HasPrefix(answer, "HTTP/") {
 		return "", fmt.Errorf("in plain text: answered %q (%v); want the connection closed without an answer", answer, err)
 	}
-	return fmt.Sprintf("%s (%s) shows %s; no client certificate: %v; plain text: closed", tls.VersionName(state.Version), state.CurveID, shown, cause(err)), nil
+	return fmt.Sprintf("%s (%s) shows %s; without a client certificate: %q; with a forged one: %q; plain text: closed",
+		tls.VersionName(state.Version), state.CurveID, shown, cause(none), cause(forged)), nil
+}
+
+// alert begins the error that crypto/tls makes of an alert of the other side.
+const alert = "remote error: tls: "
+
+// knock makes a TLS handshake and waits for what the server thinks of it: in
+// TLS 1.3 its refusal comes after the client's part is done (RFC 8446 §4.4.2.4).
+func knock(ctx context.Context, port int, certs ...tls.Certificate) (state tls.ConnectionState, err error) {
+	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 3 * time.Second}, Config: &tls.Config{
+		// Nobody outside of the mesh vouches for its certificates: what the
+		// server shows is looked at by the caller, and nothing is sent to it.
+		InsecureSkipVerify: true,
+		NextProtos:         []string{"h2"},
+		VerifyConnection: func(c tls.ConnectionState) error {
+			state = c
+			return nil
+		},
+	}}
+	if len(certs) > 0 {
+		// Shown whether or not the server says that it knows its authority.
+		d.Config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &certs[0], nil }
+	}
+	conn, err := d.DialContext(ctx, "tcp", local(port))
+	if state.PeerCertificates == nil {
+		state.PeerCertificates = []*x509.Certificate{{}} // none was shown
+	}
+	if err != nil {
+		return state, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(3 * time.Second)); err != nil {
+		return state, err
+	}
+	for { // a server that takes the client begins with its settings, and then waits
+		if _, err := conn.Read(make([]byte, 4096)); err != nil {
+			return state, err
+		}
+	}
 }
 
 // cause is the innermost of an error.

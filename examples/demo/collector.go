@@ -19,6 +19,7 @@ type collector struct {
 
 	mu     sync.Mutex
 	traces map[string][]Span
+	order  []string // the traces' ids, oldest first
 }
 
 // Span is what the demo shows of one.
@@ -27,8 +28,11 @@ type Span struct {
 	Millis                    float64
 }
 
-// maxTraces bounds what the collector keeps.
-const maxTraces = 10000
+// Bounds of what the collector keeps: the newest traces, and of each the first spans.
+const (
+	maxTraces = 10_000
+	maxSpans  = 1_000
+)
 
 func newCollector(addr string) (*collector, error) {
 	l, err := net.Listen("tcp", addr)
@@ -57,8 +61,14 @@ func (c *collector) Export(_ context.Context, r *collectorv1.ExportTraceServiceR
 		for _, ss := range rs.GetScopeSpans() {
 			for _, s := range ss.GetSpans() {
 				id := hex.EncodeToString(s.GetTraceId())
-				if c.traces[id] == nil && len(c.traces) >= maxTraces {
+				if len(c.traces[id]) >= maxSpans {
 					continue
+				}
+				if c.traces[id] == nil {
+					if c.order = append(c.order, id); len(c.order) > maxTraces {
+						delete(c.traces, c.order[0])
+						c.order = c.order[1:]
+					}
 				}
 				c.traces[id] = append(c.traces[id], Span{Service: service, Name: s.GetName(), ID: hex.EncodeToString(s.GetSpanId()), Parent: hex.EncodeToString(s.GetParentSpanId()),
 					Millis: float64(s.GetEndTimeUnixNano()-s.GetStartTimeUnixNano()) / 1e6})
