@@ -40,7 +40,7 @@ func (c *Conn) beginData(h *header, pad []byte) *ConnError {
 	if s.recvEnd {
 		return c.streamError(s, StreamClosed)
 	}
-	if !s.begun {
+	if !c.server && !s.final {
 		return c.streamError(s, ProtocolError) // §8.1: a response begins with its head
 	}
 	if s.recvWindow -= length; s.recvWindow < 0 {

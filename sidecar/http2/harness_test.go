@@ -39,17 +39,18 @@ func (s *sink) take() []byte {
 
 // tape writes the events of one message down as text. Data is quoted and joined, "." is the end.
 type tape struct {
-	t      testing.TB
-	s      *Stream
-	b      strings.Builder
-	data   []byte
-	heads  int
-	ended  bool
-	reset  message.Reason
-	drains int
-	onHead func(h *message.Head, end bool)
-	onData func(p []byte, end bool)
-	onEnd  func()
+	t       testing.TB
+	s       *Stream
+	b       strings.Builder
+	data    []byte
+	heads   int
+	ended   bool
+	reset   message.Reason
+	drains  int
+	onHead  func(h *message.Head, end bool)
+	onData  func(p []byte, end bool)
+	onEnd   func()
+	onReset func()
 }
 
 func (r *tape) String() string {
@@ -114,6 +115,9 @@ func (r *tape) Reset(why message.Reason) {
 	r.reset = why
 	r.flush()
 	r.b.WriteString("!" + why.String())
+	if r.onReset != nil {
+		r.onReset()
+	}
 }
 
 func (r *tape) Drained() { r.drains++ }
