@@ -2,8 +2,6 @@ package http2
 
 import (
 	"bytes"
-	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -11,8 +9,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-
-	"golang.org/x/net/http2"
 
 	"sallyport/sidecar/message"
 )
@@ -79,8 +75,15 @@ func listen(t *testing.T, serve func(net.Conn)) string {
 	return l.Addr().String()
 }
 
-// TestAClientOfXNet sends requests of many sizes at once to our server, which sends the content back.
-func TestAClientOfXNet(t *testing.T) {
+// unencrypted is HTTP/2 with prior knowledge.
+func unencrypted() *http.Protocols {
+	p := new(http.Protocols)
+	p.SetUnencryptedHTTP2(true)
+	return p
+}
+
+// TestAClientOfNetHTTP sends requests of many sizes at once to our server, which sends the content back.
+func TestAClientOfNetHTTP(t *testing.T) {
 	addr := listen(t, func(k net.Conn) {
 		out := newSink()
 		c := NewServer(out, nil, acceptFunc(func(s *Stream) message.Receiver {
@@ -97,9 +100,7 @@ func TestAClientOfXNet(t *testing.T) {
 		c.Start()
 		loop(k, c, out)
 	})
-	tr := &http2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, network, addr)
-	}}
+	tr := &http.Transport{Protocols: unencrypted()}
 	defer tr.CloseIdleConnections()
 	var wg sync.WaitGroup
 	for i := range 50 {
@@ -120,18 +121,22 @@ func TestAClientOfXNet(t *testing.T) {
 	wg.Wait()
 }
 
-// TestAServerOfXNet is the other way round.
-func TestAServerOfXNet(t *testing.T) {
-	addr := listen(t, func(k net.Conn) {
-		(&http2.Server{MaxConcurrentStreams: 10}).ServeConn(k, &http2.ServeConnOpts{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			b, _ := io.ReadAll(r.Body)
-			w.Header().Set("Trailer", "X-Sum")
-			w.Header().Set("X-Path", r.URL.Path)
-			_, _ = w.Write(b)
-			w.Header().Set("X-Sum", fmt.Sprint(len(b)))
-		})})
-	})
-	k, err := net.Dial("tcp", addr)
+// TestAServerOfNetHTTP is the other way round.
+func TestAServerOfNetHTTP(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Protocols: unencrypted(), HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 10}, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		w.Header().Set("Trailer", "X-Sum")
+		w.Header().Set("X-Path", r.URL.Path)
+		_, _ = w.Write(b)
+		w.Header().Set("X-Sum", fmt.Sprint(len(b)))
+	})}
+	go func() { _ = srv.Serve(l) }()
+	defer srv.Close()
+	k, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
