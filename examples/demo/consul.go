@@ -67,13 +67,14 @@ func startConsul(ctx context.Context, dir, path string) (*consulAgent, error) {
 
 // register enters what the catalog file would say, in Consul's own terms: each
 // instance with a check on its application, beside it a connect-proxy with a
-// check on the sidecar's port, and the intentions.
+// check on the sidecar's port, and the intentions. Checks begin as critical: an
+// instance gets requests when it was seen to listen, and not before.
 func (c *consulAgent) register(catalog fileCatalog) error {
 	agent := c.client.Agent()
 	for _, s := range catalog.Services {
 		for _, in := range s.Instances {
-			r := &api.AgentServiceRegistration{ID: in.ID, Name: s.Name, Address: in.Address, Port: in.Port, Meta: in.Meta, Check: &api.AgentServiceCheck{
-				HTTP: "http://" + local(in.Port) + "/healthz", Interval: "500ms", Timeout: "400ms", Status: api.HealthPassing}}
+			r := &api.AgentServiceRegistration{ID: in.ID, Name: s.Name, Address: in.Address, Port: in.Port, Meta: in.Meta,
+				Check: &api.AgentServiceCheck{HTTP: "http://" + local(in.Port) + "/healthz", Interval: "500ms", Timeout: "400ms"}}
 			if in.Sidecar == nil { // an edge: it speaks HTTPS to the public, and nothing on /healthz
 				r.Check.HTTP, r.Check.TCP = "", local(in.Port)
 			}
@@ -86,7 +87,7 @@ func (c *consulAgent) register(catalog fileCatalog) error {
 			err := agent.ServiceRegister(&api.AgentServiceRegistration{Kind: api.ServiceKindConnectProxy, ID: in.ID + "-sidecar", Name: s.Name + "-sidecar",
 				Address: in.Address, Port: in.Sidecar.Port, Proxy: &api.AgentServiceConnectProxyConfig{DestinationServiceName: s.Name,
 					DestinationServiceID: in.ID, LocalServiceAddress: in.Address, LocalServicePort: in.Port},
-				Check: &api.AgentServiceCheck{TCP: local(in.Sidecar.Port), Interval: "500ms", Timeout: "400ms", Status: api.HealthPassing}})
+				Check: &api.AgentServiceCheck{TCP: local(in.Sidecar.Port), Interval: "500ms", Timeout: "400ms"}})
 			if err != nil {
 				return fmt.Errorf("consul: register the sidecar of %s: %w", in.ID, err)
 			}
