@@ -1,9 +1,12 @@
 package upstream
 
 import (
+	"math"
 	"math/rand/v2"
+	"slices"
 	"sort"
 	"strconv"
+	"strings"
 
 	"github.com/cespare/xxhash/v2"
 )
@@ -21,17 +24,16 @@ type entry struct {
 // from; a change of membership or health makes a new one.
 type hostSet struct {
 	entries []entry
-	healthy int
+	healthy int // hosts with nothing against them
 	drop    uint32
-	// levels are the priorities; share[i] is the upper bound, in percent,
-	// of what levels up to i take.
-	levels []level
-	share  []uint32
+	choices []choice
 }
 
-// level is one priority: the balancer over the hosts that may be chosen.
-type level struct {
+// choice is a share of the traffic and the balancer over the hosts that take
+// it: the healthy hosts of a priority, its degraded ones, or in panic all.
+type choice struct {
 	balancer balancer
+	upto     uint32 // percent of the traffic that this and earlier choices take
 	panics   bool
 }
 
@@ -44,91 +46,163 @@ type balancer interface {
 // of its traffic until less than 1/1.4 of its hosts are healthy.
 const overprovisioning = 140
 
+// rank is one priority while a host set is made.
+type rank struct {
+	priority uint32
+	counted  int // hosts that the share of healthy ones is taken of
+	usable   []entry
+	healthy  []entry
+	degraded []entry
+
+	healthyPercent, degradedPercent uint32 // with overprovisioning
+	healthyLoad, degradedLoad       uint32
+	panics                          bool
+}
+
+// newHostSet distributes the load as Envoy does
+// (https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/priority):
+// first over the healthy hosts of each priority, then over degraded ones; where
+// all priorities together cannot carry it, those below the threshold panic.
 func newHostSet(cfg *Config, entries []entry) *hostSet {
 	set := &hostSet{entries: entries}
-	byLevel := map[uint32][]entry{}
-	var priorities []uint32
-	for _, e := range entries {
-		if e.host.Healthy() {
-			set.healthy++
-		}
-		if byLevel[e.priority] == nil {
-			priorities = append(priorities, e.priority)
-		}
-		byLevel[e.priority] = append(byLevel[e.priority], e)
+	if len(entries) == 0 {
+		return set
 	}
-	sort.Slice(priorities, func(i, j int) bool { return priorities[i] < priorities[j] })
-
-	health := make([]uint32, len(priorities))
-	total := uint32(0)
-	split := make([][3][]entry, len(priorities)) // usable, healthy, degraded
-	for i, p := range priorities {
-		all := byLevel[p]
-		for _, e := range all {
-			f := e.host.flags.Load()
-			if f&(flagGone|flagDraining) == 0 {
-				split[i][0] = append(split[i][0], e)
-			}
-			switch f {
-			case 0:
-				split[i][1] = append(split[i][1], e)
-			case flagDegraded:
-				split[i][2] = append(split[i][2], e)
-			}
+	ranks := rankHosts(entries)
+	available := uint32(0)
+	for i := range ranks {
+		r := &ranks[i]
+		set.healthy += len(r.healthy)
+		if r.counted > 0 {
+			r.healthyPercent = min(100, uint32(overprovisioning*len(r.healthy)/r.counted))
+			r.degradedPercent = min(100, uint32(overprovisioning*len(r.degraded)/r.counted))
 		}
-		well := len(split[i][1])
-		if well == 0 {
-			well = len(split[i][2]) // degraded hosts serve where there is nothing better
-		}
-		health[i] = min(100, uint32(overprovisioning*well/len(all)))
-		total = min(100, total+health[i])
+		available += r.healthyPercent + r.degradedPercent
 	}
-	left := uint32(100)
+	available = min(available, 100)
+	allPanic := true
+	for i := range ranks {
+		r := &ranks[i]
+		well := len(r.healthy) + len(r.degraded)
+		r.panics = available < 100 && cfg.PanicThreshold > 0 && (r.counted == 0 || 100*well < int(cfg.PanicThreshold)*r.counted)
+		allPanic = allPanic && r.panics
+	}
+	switch {
+	case allPanic:
+		shareByHosts(ranks)
+	case available > 0:
+		shareByHealth(ranks, available)
+	}
 	upto := uint32(0)
-	for i, p := range priorities {
-		chosen := split[i][1]
-		if len(chosen) == 0 {
-			chosen = split[i][2]
+	add := func(load uint32, hosts []entry, r *rank) {
+		if load == 0 {
+			return
 		}
-		// Envoy panics at a level only where all levels together cannot
-		// carry the load.
-		panics := total < 100 && uint32(100*len(chosen)/len(byLevel[p])) < cfg.PanicThreshold
-		if panics {
-			chosen = split[i][0]
+		if r.panics {
+			hosts = r.usable
 		}
-		set.levels = append(set.levels, level{newBalancer(cfg, chosen), panics})
-		share := uint32(0)
-		if total > 0 {
-			share = min(left, health[i]*100/total)
-		}
-		left -= share
-		upto += share
-		set.share = append(set.share, upto)
+		upto += load
+		set.choices = append(set.choices, choice{newBalancer(cfg, hosts), upto, r.panics})
 	}
-	if len(set.share) > 0 && left > 0 {
-		// Rounding, or nothing healthy at all: the first level takes it.
-		for i := range set.share {
-			set.share[i] += left
-		}
+	for i := range ranks {
+		add(ranks[i].healthyLoad, ranks[i].healthy, &ranks[i])
+	}
+	for i := range ranks {
+		add(ranks[i].degradedLoad, ranks[i].degraded, &ranks[i])
 	}
 	return set
 }
 
+// rankHosts sorts the hosts by priority and health.
+func rankHosts(entries []entry) []rank {
+	var ranks []rank
+	at := map[uint32]int{}
+	for _, e := range entries {
+		if _, ok := at[e.priority]; !ok {
+			at[e.priority] = 0
+			ranks = append(ranks, rank{priority: e.priority})
+		}
+	}
+	sort.Slice(ranks, func(i, j int) bool { return ranks[i].priority < ranks[j].priority })
+	for i := range ranks {
+		at[ranks[i].priority] = i
+	}
+	for _, e := range entries {
+		r := &ranks[at[e.priority]]
+		f := e.host.flags.Load()
+		if f&flagPending == 0 {
+			r.counted++ // ignore_new_hosts_until_first_hc: others do not count
+		}
+		if f&(flagGone|flagDraining) == 0 {
+			r.usable = append(r.usable, e)
+		}
+		switch f {
+		case 0:
+			r.healthy = append(r.healthy, e)
+		case flagDegraded:
+			r.degraded = append(r.degraded, e)
+		}
+	}
+	return ranks
+}
+
+// shareByHealth gives each priority load by its health, in order; rounding
+// goes to the first that can take any.
+func shareByHealth(ranks []rank, available uint32) {
+	left := uint32(100)
+	var first *uint32
+	give := func(load *uint32, percent uint32) {
+		*load = min(left, percent*100/available)
+		left -= *load
+		if first == nil && percent > 0 {
+			first = load
+		}
+	}
+	for i := range ranks {
+		give(&ranks[i].healthyLoad, ranks[i].healthyPercent)
+	}
+	for i := range ranks {
+		give(&ranks[i].degradedLoad, ranks[i].degradedPercent)
+	}
+	*first += left
+}
+
+// shareByHosts is total panic: health says nothing, so hosts count alike.
+func shareByHosts(ranks []rank) {
+	total, left := 0, uint32(100)
+	for i := range ranks {
+		total += len(ranks[i].usable)
+	}
+	if total == 0 {
+		return
+	}
+	var first *uint32
+	for i := range ranks {
+		load := uint32(100 * len(ranks[i].usable) / total)
+		ranks[i].healthyLoad = load
+		left -= load
+		if first == nil && len(ranks[i].usable) > 0 {
+			first = &ranks[i].healthyLoad
+		}
+	}
+	*first += left
+}
+
 func (s *hostSet) pick(c *Cluster, p *Pick) *Host {
-	if len(s.levels) == 0 {
+	if len(s.choices) == 0 {
 		return nil
 	}
 	n := 0
-	if len(s.levels) > 1 {
+	if len(s.choices) > 1 {
 		r := rand.Uint32N(100)
 		if p.HasHash {
 			r = uint32(p.Hash % 100)
 		}
-		for n < len(s.levels)-1 && r >= s.share[n] {
+		for n < len(s.choices)-1 && r >= s.choices[n].upto {
 			n++
 		}
 	}
-	l := &s.levels[n]
+	l := &s.choices[n]
 	if l.panics {
 		c.Stats.At(p.Worker).Inc(StatLBHealthyPanic)
 	}
@@ -167,24 +241,35 @@ type roundRobin struct {
 const maxSchedule = 8192
 
 func newRoundRobin(hosts []entry, random bool) *roundRobin {
-	weights, total := scaled(hosts)
-	r := &roundRobin{schedule: make([]*Host, 0, total), random: random}
-	if total == len(hosts) {
-		for _, e := range hosts {
-			r.schedule = append(r.schedule, e.host)
-		}
-		return r
+	r := &roundRobin{random: random}
+	for _, i := range schedule(hosts) {
+		r.schedule = append(r.schedule, hosts[i].host)
 	}
-	// Earliest deadline first: host i is due at 1/w, 2/w, …, so that turns
-	// of heavy hosts are spread out, not bunched.
+	return r
+}
+
+// schedule lists the hosts' indexes, each as often as its weight says.
+func schedule(hosts []entry) []int32 {
+	weights, total := scaled(hosts)
+	out := make([]int32, 0, total)
+	if total == len(hosts) {
+		for i := range hosts {
+			out = append(out, int32(i))
+		}
+		return out
+	}
+	// Earliest deadline first: host i is due w times, 1/w apart. Where it
+	// begins is spread by the golden ratio, or all light hosts would be due
+	// together and the heavy ones bunched between.
 	type due struct {
 		at float64
-		i  int
+		i  int32
 	}
-	var all []due
+	all := make([]due, 0, total)
 	for i, w := range weights {
-		for k := 1; k <= w; k++ {
-			all = append(all, due{float64(k) / float64(w), i})
+		_, begin := math.Modf(float64(i) * (math.Phi - 1))
+		for k := range w {
+			all = append(all, due{(float64(k) + begin) / float64(w), int32(i)})
 		}
 	}
 	sort.Slice(all, func(a, b int) bool {
@@ -194,9 +279,9 @@ func newRoundRobin(hosts []entry, random bool) *roundRobin {
 		return all[a].i < all[b].i
 	})
 	for _, d := range all {
-		r.schedule = append(r.schedule, hosts[d.i].host)
+		out = append(out, d.i)
 	}
-	return r
+	return out
 }
 
 // scaled divides the weights by their greatest common divisor and scales them
@@ -236,28 +321,41 @@ func (r *roundRobin) pick(c *Cluster, p *Pick) *Host {
 }
 
 // leastRequest compares a few random hosts and takes the one with the fewest
-// requests under way for its weight (power of two choices).
+// requests under way for its weight (power of two choices). Candidates are
+// drawn by weight, so that idle hosts share the load by their weights.
 type leastRequest struct {
 	hosts   []entry
+	draw    []int32 // nil where all weights are equal
 	choices int
-	equal   bool
 }
 
 func newLeastRequest(hosts []entry, choices uint32) *leastRequest {
-	l := &leastRequest{hosts: hosts, choices: int(choices), equal: true}
+	l := &leastRequest{hosts: hosts, choices: int(min(choices, maxChoices))}
 	for _, e := range hosts {
-		l.equal = l.equal && e.weight == hosts[0].weight
+		if e.weight != hosts[0].weight {
+			l.draw = schedule(hosts)
+			break
+		}
 	}
 	return l
 }
 
+// maxChoices bounds the work of one pick, which choice_count does not.
+const maxChoices = 64
+
+func (l *leastRequest) candidate() *entry {
+	if l.draw != nil {
+		return &l.hosts[l.draw[rand.IntN(len(l.draw))]]
+	}
+	return &l.hosts[rand.IntN(len(l.hosts))]
+}
+
 func (l *leastRequest) pick(_ *Cluster, _ *Pick) *Host {
-	n := len(l.hosts)
-	best := &l.hosts[rand.IntN(n)]
-	for k := 1; k < l.choices && n > 1; k++ {
-		e := &l.hosts[rand.IntN(n)]
-		a, b := uint64(e.host.active.Load()+1), uint64(best.host.active.Load()+1)
-		if l.equal && a < b || !l.equal && a*uint64(best.weight) < b*uint64(e.weight) {
+	best := l.candidate()
+	for k := 1; k < l.choices && len(l.hosts) > 1; k++ {
+		e := l.candidate()
+		a, b := uint64(max(e.host.active.Load(), 0)), uint64(max(best.host.active.Load(), 0))
+		if a*uint64(best.weight) < b*uint64(e.weight) {
 			best = e
 		}
 	}
@@ -298,7 +396,7 @@ func newRing(cfg *Config, hosts []entry) *ring {
 	// Every host has a whole number of points in proportion to its weight,
 	// the lightest at least one, the ring at least minRing and at most maxRing.
 	perLeast := least / total
-	scale := min(ceil(perLeast*float64(minRing))/perLeast, float64(maxRing))
+	scale := min(math.Ceil(perLeast*float64(minRing))/perLeast, float64(maxRing))
 	r := &ring{}
 	var buf []byte
 	current, target := 0.0, 0.0
@@ -314,14 +412,6 @@ func newRing(cfg *Config, hosts []entry) *ring {
 	}
 	sort.Slice(r.points, func(i, j int) bool { return r.points[i].at < r.points[j].at })
 	return r
-}
-
-func ceil(f float64) float64 {
-	n := float64(uint64(f))
-	if n < f {
-		n++
-	}
-	return n
 }
 
 func (r *ring) pick(_ *Cluster, p *Pick) *Host {
@@ -356,6 +446,9 @@ func newMaglev(cfg *Config, hosts []entry) *maglev {
 	for _, e := range hosts {
 		heaviest = max(heaviest, e.weight)
 	}
+	// Sidecars that learned of the hosts in another order must have the same table.
+	hosts = slices.Clone(hosts)
+	slices.SortStableFunc(hosts, func(a, b entry) int { return strings.Compare(hashName(cfg, a.host), hashName(cfg, b.host)) })
 	perms := make([]perm, len(hosts))
 	for i, e := range hosts {
 		name := hashName(cfg, e.host)

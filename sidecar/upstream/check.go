@@ -2,7 +2,9 @@ package upstream
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +14,9 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/protobuf/proto"
 )
 
 // checker makes a cluster's active health checks: one goroutine per host and
@@ -71,7 +76,8 @@ func (k *checker) run() {
 
 // watch checks one host until ctx ends.
 func (k *checker) watch(ctx context.Context, h *Host, hc *HealthCheck) {
-	probe := k.probe(h, hc)
+	probe, end := k.probe(h, hc)
+	defer end()
 	st := k.cluster.Stats.Shared()
 	var good, bad uint32
 	first := true
@@ -87,7 +93,7 @@ func (k *checker) watch(ctx context.Context, h *Host, hc *HealthCheck) {
 			st.Inc(StatHealthSuccess)
 			good, bad = good+1, 0
 			// The first answer decides at once, as in Envoy: a host need not wait out the threshold at start.
-			if first || good >= hc.HealthyThreshold {
+			if first || good >= max(hc.HealthyThreshold, 1) {
 				k.turn(h, false, nil)
 			}
 		} else {
@@ -111,10 +117,25 @@ func (k *checker) watch(ctx context.Context, h *Host, hc *HealthCheck) {
 		if hc.JitterPercent > 0 {
 			interval += rand.N(interval*time.Duration(hc.JitterPercent)/100 + 1)
 		}
+		if !k.rest(ctx, interval, hc.NoTrafficInterval) {
+			return
+		}
+	}
+}
+
+// rest waits until the next check is due: for interval, or, while the cluster
+// was never used, for quiet, but not beyond its first use. It answers false
+// when ctx ended.
+func (k *checker) rest(ctx context.Context, interval, quiet time.Duration) bool {
+	for waited := time.Duration(0); ; {
 		select {
 		case <-ctx.Done():
-			return
+			return false
 		case <-time.After(interval):
+		}
+		waited += interval
+		if waited >= quiet || k.cluster.Stats.Value(StatCxTotal) > 0 {
+			return true
 		}
 	}
 }
@@ -129,24 +150,32 @@ func (k *checker) turn(h *Host, failed bool, cause error) {
 	if failed {
 		k.cluster.registry.log.Warn("host fails its health check", "cluster", k.cluster.Config.Name, "host", h.text, "error", cause)
 	} else if o := k.cluster.Config.Outlier; o != nil && o.SuccessfulUneject {
-		h.uneject()
+		h.uneject(anyEjection)
 	}
 	k.cluster.refresh()
-	if failed && k.cluster.Config.CloseOnHealthFailure {
-		k.cluster.drainHosts([]*Host{h})
+	if failed {
+		// As in Envoy: other connections may do better than those that exist.
+		k.cluster.drainHosts([]*Host{h}, k.cluster.Config.CloseOnHealthFailure)
 	}
 }
 
 // statusError is an answer with a status that is not expected.
 type statusError struct {
 	status    int
+	text      string // of gRPC
 	retriable bool
 }
 
-func (e *statusError) Error() string { return fmt.Sprintf("status %d", e.status) }
+func (e *statusError) Error() string {
+	if e.text != "" {
+		return e.text
+	}
+	return fmt.Sprintf("status %d", e.status)
+}
 
-// probe returns the function that makes one check.
-func (k *checker) probe(h *Host, hc *HealthCheck) func(context.Context) error {
+// probe returns the function that makes one check, and one that closes what it
+// keeps open between them.
+func (k *checker) probe(h *Host, hc *HealthCheck) (check func(context.Context) error, end func()) {
 	dial := func(ctx context.Context) (net.Conn, error) {
 		network, target := "tcp", h.text
 		switch {
@@ -159,25 +188,34 @@ func (k *checker) probe(h *Host, hc *HealthCheck) func(context.Context) error {
 		}
 		var alpn []string
 		switch {
-		case !hc.HTTP:
-		case k.cluster.Config.Protocol == HTTP2:
+		case !hc.HTTP && !hc.GRPC:
+		case k.http2(hc):
 			alpn = []string{"h2"}
 		default:
 			alpn = []string{"http/1.1"}
 		}
-		return dialNet(ctx, network, target, h.hostname, k.cluster.Config.TLS, alpn)
+		return k.cluster.dialNet(ctx, network, target, h.hostname, alpn)
 	}
-	if hc.HTTP {
-		return k.probeHTTP(h, hc, dial)
+	if !hc.HTTP && !hc.GRPC {
+		return func(ctx context.Context) error { return probeTCP(ctx, hc, dial) }, func() {}
 	}
-	return func(ctx context.Context) error { return probeTCP(ctx, hc, dial) }
+	client := k.client(hc, dial)
+	if hc.GRPC {
+		return func(ctx context.Context) error { return k.probeGRPC(ctx, h, hc, client) }, client.CloseIdleConnections
+	}
+	return func(ctx context.Context) error { return k.probeHTTP(ctx, h, hc, client) }, client.CloseIdleConnections
 }
 
-func (k *checker) probeHTTP(h *Host, hc *HealthCheck, dial func(context.Context) (net.Conn, error)) func(context.Context) error {
+// http2 says that the check is made over HTTP/2.
+func (k *checker) http2(hc *HealthCheck) bool {
+	return hc.HTTP2 || hc.GRPC || k.cluster.Config.Protocol == HTTP2
+}
+
+func (k *checker) client(hc *HealthCheck, dial func(context.Context) (net.Conn, error)) *http.Client {
 	// The connection is made by dial, TLS included, so the transport is
 	// told to speak plaintext over it.
 	var protocols http.Protocols
-	if hc.HTTP2 || k.cluster.Config.Protocol == HTTP2 {
+	if k.http2(hc) {
 		protocols.SetUnencryptedHTTP2(true)
 	} else {
 		protocols.SetHTTP1(true)
@@ -189,46 +227,84 @@ func (k *checker) probeHTTP(h *Host, hc *HealthCheck, dial func(context.Context)
 		MaxResponseHeaderBytes: 64 << 10,
 		DisableCompression:     true,
 	}
-	host := hc.Host
-	if host == "" {
+	return &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+}
+
+// do sends a check and returns the answer with at most the first 64 KiB of its
+// body. One that does not end in time is no answer.
+func (k *checker) do(client *http.Client, req *http.Request, h *Host, hc *HealthCheck) (*http.Response, []byte, error) {
+	if req.Host = hc.Host; req.Host == "" {
 		// Envoy asks by the cluster's name; one that cannot be a host is
 		// refused by any strict server.
-		if host = k.cluster.Config.Name; strings.ContainsFunc(host, notInHost) {
-			host = h.text
+		if req.Host = k.cluster.Config.Name; strings.ContainsFunc(req.Host, notInHost) {
+			req.Host = h.text
 		}
 	}
-	client := &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	context.AfterFunc(k.ctx, tr.CloseIdleConnections)
-	method := hc.Method
-	if method == "" {
-		method = http.MethodGet
+	req.Header.Set("User-Agent", "sallyport/HC")
+	for _, v := range hc.Headers {
+		req.Header.Add(v.Name, v.Value)
 	}
-	return func(ctx context.Context) error {
-		req, err := http.NewRequestWithContext(ctx, method, "http://health.invalid"+hc.Path, nil)
-		if err != nil {
-			return err
-		}
-		req.Host = host
-		req.Header.Set("User-Agent", "sallyport/HC")
-		for _, v := range hc.Headers {
-			req.Header.Add(v.Name, v.Value)
-		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return err
-		}
-		// A bounded read lets the connection be reused.
-		_, _ = io.CopyN(io.Discard, resp.Body, 64<<10)
-		resp.Body.Close()
-		expected := hc.Expected
-		if len(expected) == 0 {
-			expected = []StatusRange{{200, 201}}
-		}
-		if within(expected, resp.StatusCode) {
-			return nil
-		}
-		return &statusError{resp.StatusCode, within(hc.Retriable, resp.StatusCode)}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, nil, err
 	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxProbeAnswer))
+	return resp, body, err
+}
+
+func (k *checker) probeHTTP(ctx context.Context, h *Host, hc *HealthCheck, client *http.Client) error {
+	req, err := http.NewRequestWithContext(ctx, cmp.Or(hc.Method, http.MethodGet), "http://health.invalid"+hc.Path, nil)
+	if err != nil {
+		return err
+	}
+	resp, _, err := k.do(client, req, h, hc)
+	if err != nil {
+		return err
+	}
+	expected := hc.Expected
+	if len(expected) == 0 {
+		expected = []StatusRange{{200, 201}}
+	}
+	if within(expected, resp.StatusCode) {
+		return nil
+	}
+	return &statusError{status: resp.StatusCode, retriable: within(hc.Retriable, resp.StatusCode)}
+}
+
+// probeGRPC makes one call of grpc.health.v1.Health/Check
+// (https://github.com/grpc/grpc/blob/master/doc/health-checking.md); a message
+// is a byte without compression, its length and its bytes.
+func (k *checker) probeGRPC(ctx context.Context, h *Host, hc *HealthCheck, client *http.Client) error {
+	msg, err := proto.Marshal(&grpc_health_v1.HealthCheckRequest{Service: hc.GRPCService})
+	if err != nil {
+		return err
+	}
+	frame := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(msg))), msg...)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://health.invalid/grpc.health.v1.Health/Check", bytes.NewReader(frame))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/grpc")
+	req.Header.Set("Te", "trailers")
+	resp, body, err := k.do(client, req, h, hc)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return &statusError{status: resp.StatusCode}
+	}
+	if status := cmp.Or(resp.Trailer.Get("Grpc-Status"), resp.Header.Get("Grpc-Status")); status != "0" {
+		return fmt.Errorf("gRPC status %q", status)
+	}
+	var answer grpc_health_v1.HealthCheckResponse
+	if len(body) < 5 || body[0] != 0 || int64(binary.BigEndian.Uint32(body[1:])) != int64(len(body)-5) || proto.Unmarshal(body[5:], &answer) != nil {
+		return errors.New("the answer is not a HealthCheckResponse")
+	}
+	if answer.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
+		return &statusError{status: resp.StatusCode, text: answer.GetStatus().String()}
+	}
+	return nil
 }
 
 func notInHost(r rune) bool {

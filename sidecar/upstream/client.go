@@ -26,6 +26,7 @@ type Client struct {
 	failure   error // why TLS could not begin
 	retired   bool  // takes no new streams; closes when the last one ends
 	closed    bool
+	idle      bool   // stands in the pool's list of idle connections
 	held      bool   // reading is paused until the codec goes on
 	served    uint32 // streams so far
 	idleSince time.Time
@@ -104,9 +105,8 @@ func (c *Client) Connected() {
 		c.h1.OnResume = c.unhold
 		c.h1.OnSendEOF = c.conn.CloseWrite
 	}
-	if p.host.flags.Load()&flagGone != 0 && p.first == nil {
-		c.retire()
-		return
+	if o := cfg.Outlier; o != nil && o.SplitLocal {
+		p.host.ReportLocal(0) // as Envoy: with a split, reaching the host is a success of its own
 	}
 	p.serve(c)
 	if !c.closed && c.active() == 0 {
@@ -146,15 +146,16 @@ func (c *Client) attach(w *Waiter) {
 	c.served++
 	var s message.Sender
 	if c.h2 != nil {
-		stream, ok := c.h2.OpenStream(w.Requester)
-		if !ok {
-			// room() was asked just before; only a connection that broke meanwhile gets here.
-			w.Requester.Failed(message.ConnectionClosed, "the connection takes no more streams")
-			return
+		if stream, ok := c.h2.OpenStream(w.Requester); ok {
+			s = stream
 		}
+	} else if stream := c.h1.Open(w.Requester); stream != nil {
 		s = stream
-	} else {
-		s = c.h1.Open(w.Requester)
+	}
+	if s == nil {
+		// room() was asked just before; only a connection that broke meanwhile gets here.
+		w.Requester.Failed(message.ConnectionClosed, "the connection takes no more streams")
+		return
 	}
 	if limit := c.pool.cluster.Config.MaxRequests; limit > 0 && c.served >= limit && !c.retired {
 		c.pool.stats.Inc(StatCxMaxRequests)
@@ -176,6 +177,7 @@ func (c *Client) streamClosed() {
 		if c.active() == 0 {
 			c.conn.CloseAfterFlush(time.Second)
 		}
+		c.pool.grow()
 		return
 	}
 	c.pool.serve(c)
@@ -185,9 +187,15 @@ func (c *Client) streamClosed() {
 }
 
 // rest makes the connection wait for the next request, for the idle timeout at most.
+// A request that was over at once has brought the connection here before.
 func (c *Client) rest() {
 	p := c.pool
-	if c.h1 != nil {
+	if p.host.gone() {
+		c.retire()
+		return
+	}
+	if c.h1 != nil && !c.idle {
+		c.idle = true
 		p.idle = append(p.idle, c)
 	}
 	// The timer is not moved for each request: it looks at idleSince when
@@ -221,7 +229,7 @@ func (c *Client) retire() {
 		return
 	}
 	c.retired = true
-	c.pool.idle = remove(c.pool.idle, c)
+	c.pool.idle, c.idle = remove(c.pool.idle, c), false
 	c.pool.shared = remove(c.pool.shared, c)
 	if c.connected && c.active() == 0 {
 		if c.h2 != nil {
@@ -229,6 +237,7 @@ func (c *Client) retire() {
 		}
 		c.conn.CloseAfterFlush(time.Second)
 	}
+	c.pool.grow()
 }
 
 // Data feeds the codec.
@@ -307,15 +316,21 @@ func (c *Client) Closed(err error) {
 	p.stats.Inc(StatCxDestroy)
 	p.stats.Add(StatCxRxBytes, int64(c.conn.BytesRead()))
 	p.stats.Add(StatCxTxBytes, int64(c.conn.BytesWritten()))
+	stopped := errors.Is(err, conn.ErrStopped)
 	if c.connected {
 		c.closeCodec(message.ConnectionClosed)
-		// Someone may wait for a place on this very connection.
-		if p.first != nil && len(p.all) == 0 {
-			p.dial(p.first.Priority)
+		if stopped {
+			p.fail(message.ConnectionClosed, err.Error())
+		} else {
+			p.grow() // someone may wait for a place on this very connection
 		}
 		return
 	}
 	p.dialing--
+	if stopped {
+		p.fail(message.ConnectionClosed, err.Error())
+		return
+	}
 	r, text := connectFailure(err, c.secured, c.failure)
 	countFailure(p.stats, r)
 	p.host.connectFails.Add(1)
@@ -384,6 +399,7 @@ func (r *RawClient) Connected() {
 		return
 	}
 	r.up = true
+	r.host.ReportLocal(0)
 	r.stats.Observe(StatCxConnectMS, float64(r.Conn.Worker().Now().Sub(r.started))/1e6)
 	r.next.Connected()
 }
@@ -403,6 +419,7 @@ func (r *RawClient) Closed(err error) {
 		return
 	}
 	r.closed = true
+	delete(r.host.raw[r.Conn.Worker().ID()], r)
 	r.host.cluster.breakers[0].connections.Add(-1)
 	r.host.active.Add(-1)
 	r.stats.Add(StatCxActive, -1)
@@ -414,8 +431,6 @@ func (r *RawClient) Closed(err error) {
 		countFailure(r.stats, r.Reason)
 		r.host.connectFails.Add(1)
 		r.host.ReportLocal(r.Reason)
-	} else {
-		r.host.ReportLocal(0)
 	}
 	r.next.Closed(err)
 }

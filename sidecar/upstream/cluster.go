@@ -27,10 +27,14 @@ type Cluster struct {
 	endpoints []Endpoint // as last told
 	drop      uint32
 	entries   []entry
+	resolved  map[string][]netip.Addr // what names meant when last asked
 	checker   *checker
 	cancel    context.CancelFunc
 	closed    bool
 	ejected   int // hosts ejected now
+
+	told      chan struct{} // wakes the DNS goroutine
+	originals []originals   // by worker, of an OriginalDst cluster
 }
 
 // turn is padded to a cache line, so that workers do not share one.
@@ -45,7 +49,8 @@ type breaker struct {
 }
 
 func newCluster(cfg *Config, r *Registry) *Cluster {
-	c := &Cluster{Config: cfg, registry: r, turn: make([]turn, len(r.workers)), Stats: r.metrics.Set("cluster", cfg.StatName, Stats)}
+	c := &Cluster{Config: cfg, registry: r, turn: make([]turn, len(r.workers)), Stats: r.metrics.Set("cluster", cfg.StatName, Stats),
+		told: make(chan struct{}, 1), originals: make([]originals, len(r.workers))}
 	for i := range c.turn {
 		// Workers start at different hosts, or a burst of new
 		// connections would meet the first host everywhere.
@@ -56,32 +61,30 @@ func newCluster(cfg *Config, r *Registry) *Cluster {
 }
 
 func (c *Cluster) newHost(ep *Endpoint) *Host {
-	h := &Host{cluster: c, addr: ep.Address, hostname: ep.Hostname, check: ep.HealthAddress, pools: make([]*Pool, 2*len(c.registry.workers))}
+	h := &Host{cluster: c, addr: ep.Address, hostname: ep.Hostname, check: ep.HealthAddress,
+		pools: make([]*Pool, 2*len(c.registry.workers)), raw: make([]map[*RawClient]struct{}, len(c.registry.workers))}
 	if ep.Path != "" {
 		h.address, h.text = conn.Address{Path: ep.Path}, ep.Path
 	} else {
 		h.address, h.text = conn.Address{IP: ep.Address}, ep.Address.String()
-	}
-	if len(c.Config.HealthChecks) > 0 {
-		if c.Config.IgnoreNewHosts {
-			h.flags.Store(flagPending)
-		}
-		h.checked.successes = 0
 	}
 	return h
 }
 
 // start begins what the cluster does by itself: DNS and health checks.
 func (c *Cluster) start() {
-	ctx, cancel := context.WithCancel(context.Background())
 	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
 	c.cancel = cancel
 	if len(c.Config.HealthChecks) > 0 {
 		c.checker = newChecker(ctx, c)
 		c.checker.hosts(append([]entry(nil), c.entries...))
 	}
-	c.mu.Unlock()
-	if c.Config.Discovery == StrictDNS || c.Config.Discovery == LogicalDNS {
+	if c.Config.byName() {
 		go c.resolve(ctx)
 	}
 }
@@ -89,24 +92,26 @@ func (c *Cluster) start() {
 // close ends the cluster's goroutines and lets its pools drain.
 func (c *Cluster) close() {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.closed {
-		c.mu.Unlock()
 		return
 	}
 	c.closed = true
 	hosts := make([]*Host, 0, len(c.entries))
 	for _, e := range c.entries {
+		e.host.endEjection()
+		e.host.set(flagGone, true) // what is still on its way there keeps no connection
 		hosts = append(hosts, e.host)
 	}
 	set := c.hosts.Load()
 	st := c.Stats.Shared()
 	st.Add(StatMembershipTotal, -int64(len(set.entries)))
 	st.Add(StatMembershipHealthy, -int64(set.healthy))
-	c.mu.Unlock()
 	if c.cancel != nil {
 		c.cancel()
 	}
-	c.drainHosts(hosts)
+	c.drainHosts(hosts, false)
+	c.dropOriginals()
 }
 
 // Pick says how a host is to be chosen.
@@ -124,6 +129,9 @@ type Pick struct {
 // Host chooses a host, nil where none is to be had. It runs on a worker,
 // neither locks nor allocates.
 func (c *Cluster) Host(p *Pick) *Host {
+	if c.Config.Discovery == OriginalDst {
+		return c.original(p)
+	}
 	set := c.hosts.Load()
 	for try := 0; ; try++ {
 		h := set.pick(c, p)

@@ -91,14 +91,17 @@ type Config struct {
 	PanicThreshold   uint32 // percent; default 50; 0 is never
 	// CloseOnHealthFailure is close_connections_on_host_health_failure.
 	CloseOnHealthFailure bool
-	// IgnoreHealthUntilChecked: hosts count as healthy until the first
-	// check fails, as ignore_new_hosts_until_first_hc is false.
+	// IgnoreNewHosts is ignore_new_hosts_until_first_hc: hosts that were not
+	// checked yet do not count where the share of healthy ones is taken.
 	IgnoreNewHosts bool
 
 	Breakers     [2]Breakers // by Priority: default, high
 	Outlier      *Outlier    // nil: no outlier detection
 	HealthChecks []HealthCheck
 }
+
+// byName says that the endpoints are names, to be looked up.
+func (c *Config) byName() bool { return c.Discovery == StrictDNS || c.Discovery == LogicalDNS }
 
 // ClientTLS gives the TLS configuration of a new connection with the secrets
 // of this moment; err says that there are none yet (or an expired SVID), and
@@ -164,6 +167,8 @@ type Outlier struct {
 
 // HealthCheck is envoy.config.core.v3.HealthCheck. Kind HTTP asks Path and
 // expects a status in Expected; TCP sends Send and looks for Receive, or only connects.
+//
+// GRPC asks grpc.health.v1.Health/Check of GRPCService and wants SERVING.
 type HealthCheck struct {
 	HTTP          bool
 	GRPC          bool
@@ -181,13 +186,12 @@ type HealthCheck struct {
 	Jitter        time.Duration
 	JitterPercent uint32
 	// UnhealthyInterval and NoTrafficInterval default to Interval and 60 s
-	// as Envoy's do.
+	// as Envoy's do; the latter is in force until the cluster's first connection.
 	UnhealthyInterval, NoTrafficInterval time.Duration
 	UnhealthyThreshold                   uint32
 	HealthyThreshold                     uint32
 	ReuseConnection                      bool
-	// Plain says that the check is made without the cluster's TLS.
-	AltPort uint16
+	AltPort                              uint16 // 0: the endpoint's own
 }
 
 // StatusRange is [Start, End).

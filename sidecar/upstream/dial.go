@@ -44,26 +44,27 @@ func (h *Host) dialNet(ctx context.Context, alpn []string) (net.Conn, error) {
 	if h.address.Path != "" {
 		network = "unix"
 	}
-	return dialNet(ctx, network, h.text, h.hostname, h.cluster.Config.TLS, alpn)
+	return h.cluster.dialNet(ctx, network, h.text, h.hostname, alpn)
 }
 
-func dialNet(ctx context.Context, network, target, hostname string, secure ClientTLS, alpn []string) (net.Conn, error) {
-	c, err := (&net.Dialer{}).DialContext(ctx, network, target)
+func (c *Cluster) dialNet(ctx context.Context, network, target, hostname string, alpn []string) (net.Conn, error) {
+	secure := c.Config.TLS
+	nc, err := c.registry.connect(ctx, network, target)
 	if err != nil || secure == nil {
-		return c, err
+		return nc, err
 	}
 	cfg, err := secure.ClientConfig(hostname)
 	if err != nil {
-		c.Close()
+		nc.Close()
 		return nil, err
 	}
 	if len(alpn) > 0 {
 		cfg = cfg.Clone()
 		cfg.NextProtos = slices.Clone(alpn)
 	}
-	t := tls.Client(c, cfg)
+	t := tls.Client(nc, cfg)
 	if err := t.HandshakeContext(ctx); err != nil {
-		c.Close()
+		nc.Close()
 		return nil, err
 	}
 	return t, nil

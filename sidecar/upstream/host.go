@@ -33,14 +33,12 @@ type Host struct {
 	flags  atomic.Uint32
 	active atomic.Int64 // requests under way
 
-	// pools by worker and protocol; see Cluster.pool.
+	// pools by worker and protocol (see Pool), and connections of the TCP
+	// proxy by worker; each belongs to its worker.
 	pools []*Pool
+	raw   []map[*RawClient]struct{}
 
-	outlier outlierState
-	// What active checks know; owned by the cluster's checker.
-	checked struct {
-		successes, failures uint32
-	}
+	outlier          outlierState
 	requests, errors atomic.Uint64
 	connects         atomic.Uint64
 	connectFails     atomic.Uint64
@@ -62,6 +60,10 @@ func (h *Host) Cluster() *Cluster { return h.cluster }
 func (h *Host) Healthy() bool {
 	return h.flags.Load()&^flagDegraded == 0
 }
+
+// gone says that the host was removed, or its cluster replaced: connections to
+// it end when they have nothing to do.
+func (h *Host) gone() bool { return h.flags.Load()&flagGone != 0 }
 
 // set changes a flag and says whether it was different before.
 func (h *Host) set(flag uint32, on bool) bool {

@@ -15,6 +15,10 @@ import (
 type outlierState struct {
 	run5xx, runGateway, runLocal atomic.Uint32
 
+	// Of the ejection in force, or the last one; under the cluster's lock.
+	which uint64
+	timer *time.Timer
+
 	mu        sync.Mutex
 	ejections uint32 // how often in a row, which lengthens the next ejection
 	until     time.Time
@@ -39,9 +43,9 @@ func (h *Host) Report(status int) {
 	}
 	o := &h.outlier
 	if status < 500 {
-		o.run5xx.Store(0)
-		o.runGateway.Store(0)
-		o.runLocal.Store(0)
+		reset(&o.run5xx)
+		reset(&o.runGateway)
+		reset(&o.runLocal)
 		return
 	}
 	if n := o.run5xx.Add(1); cfg.Consecutive5xx > 0 && n == cfg.Consecutive5xx {
@@ -49,10 +53,18 @@ func (h *Host) Report(status int) {
 		h.ejectWith(cfg.Enforcing5xx, StatEjections5xx)
 	}
 	if status < 502 || status > 504 {
-		o.runGateway.Store(0)
+		reset(&o.runGateway)
 	} else if n := o.runGateway.Add(1); cfg.ConsecutiveGateway > 0 && n == cfg.ConsecutiveGateway {
 		o.runGateway.Store(0)
 		h.ejectWith(cfg.EnforcingGateway, StatEjectionsGateway)
+	}
+}
+
+// reset writes only where there is something to reset: the usual response must
+// not take the cache line away from other workers.
+func reset(n *atomic.Uint32) {
+	if n.Load() != 0 {
+		n.Store(0)
 	}
 }
 
@@ -70,7 +82,7 @@ func (h *Host) ReportLocal(r message.Reason) {
 	case !cfg.SplitLocal:
 		h.Report(503)
 	case r == 0:
-		h.outlier.runLocal.Store(0)
+		reset(&h.outlier.runLocal)
 	default:
 		if n := h.outlier.runLocal.Add(1); cfg.ConsecutiveLocal > 0 && n == cfg.ConsecutiveLocal {
 			h.outlier.runLocal.Store(0)
@@ -88,57 +100,75 @@ func (h *Host) ejectWith(percent uint32, stat int) {
 
 // eject takes the host out of balancing for a time that grows with each ejection in a row.
 func (h *Host) eject(stat int) {
-	c, cfg := h.cluster, h.cluster.Config.Outlier
+	c, cfg, st := h.cluster, h.cluster.Config.Outlier, h.cluster.Stats.Shared()
 	c.mu.Lock()
-	// One host may always go; beyond that the share of ejected hosts is bounded.
-	over := c.ejected > 0 && (c.ejected+1)*100 > int(cfg.MaxEjectionPercent)*len(c.entries)
-	if c.closed || over || !h.set(flagEjected, true) {
-		c.mu.Unlock()
-		if over {
-			c.Stats.Shared().Inc(StatEjectionsOverflow)
-		}
+	defer c.mu.Unlock()
+	if c.closed || h.flags.Load()&(flagGone|flagEjected) != 0 {
 		return
 	}
+	// One host may always go; beyond that the share of ejected hosts is bounded.
+	if c.ejected > 0 && (c.ejected+1)*100 > int(cfg.MaxEjectionPercent)*len(c.entries) {
+		st.Inc(StatEjectionsOverflow)
+		return
+	}
+	h.set(flagEjected, true)
 	c.ejected++
-	c.publish()
-	c.mu.Unlock()
-
-	st := c.Stats.Shared()
 	st.Inc(stat)
 	st.Inc(StatEjectionsTotal)
 	st.Add(StatEjectionsActive, 1)
-	o := &h.outlier
+
+	now, o := time.Now(), &h.outlier
 	o.mu.Lock()
 	// Each interval that went well takes one ejection back.
 	if cfg.Interval > 0 && !o.returned.IsZero() {
-		well := uint32(min(time.Since(o.returned)/cfg.Interval, 1<<20))
+		well := uint32(min(now.Sub(o.returned)/cfg.Interval, 1<<20))
 		o.ejections -= min(o.ejections, well)
 	}
 	o.ejections++
 	d := min(cfg.BaseEjection*time.Duration(o.ejections), max(cfg.MaxEjection, cfg.BaseEjection))
-	o.until = time.Now().Add(d)
+	o.until = now.Add(d)
 	o.mu.Unlock()
+
+	o.which++
+	which := o.which
+	o.timer = time.AfterFunc(d, func() { h.uneject(which) })
+	c.publish()
+	// Other connections to the host may do better, as those to a host that fails its checks.
+	c.drainHosts([]*Host{h}, false)
 	c.registry.log.Warn("host ejected by outlier detection", "cluster", c.Config.Name, "host", h.text, "for", d)
-	time.AfterFunc(d, h.uneject)
 }
 
-// uneject gives the host back to balancing, if it is still ejected.
-func (h *Host) uneject() {
+// anyEjection makes uneject end whichever ejection is in force.
+const anyEjection = 0
+
+// uneject gives the host back to balancing, if that ejection is still in force.
+func (h *Host) uneject(which uint64) {
 	c := h.cluster
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !h.set(flagEjected, false) {
-		return
+	if which != anyEjection && which != h.outlier.which {
+		return // a timer that was late: the host came back, and was ejected again
 	}
-	c.ejected--
-	c.Stats.Shared().Add(StatEjectionsActive, -1)
-	h.outlier.run5xx.Store(0)
-	h.outlier.runGateway.Store(0)
-	h.outlier.runLocal.Store(0)
-	h.outlier.mu.Lock()
-	h.outlier.returned = time.Now()
-	h.outlier.mu.Unlock()
-	if !c.closed {
+	if h.endEjection() && !c.closed {
 		c.publish()
 	}
+}
+
+// endEjection forgets an ejection, also of a host that leaves the cluster,
+// whose place among the ejected is free then. Called with the cluster's lock held.
+func (h *Host) endEjection() bool {
+	if !h.set(flagEjected, false) {
+		return false
+	}
+	h.cluster.ejected--
+	h.cluster.Stats.Shared().Add(StatEjectionsActive, -1)
+	o := &h.outlier
+	o.timer.Stop()
+	o.run5xx.Store(0)
+	o.runGateway.Store(0)
+	o.runLocal.Store(0)
+	o.mu.Lock()
+	o.returned = time.Now()
+	o.mu.Unlock()
+	return true
 }

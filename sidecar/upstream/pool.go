@@ -1,6 +1,8 @@
 package upstream
 
 import (
+	"slices"
+
 	"sallyport/sidecar/conn"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/message"
@@ -27,9 +29,41 @@ type Waiter struct {
 	Priority int
 
 	pool       *Pool
+	in         *queue // where it waits, nil where it does not
 	next, prev *Waiter
-	queued     bool
 	counted    bool
+}
+
+// queue is a list of waiters, oldest first.
+type queue struct {
+	first, last *Waiter
+	n           int
+}
+
+func (q *queue) push(w *Waiter) {
+	w.in, w.prev, w.next = q, q.last, nil
+	if q.last != nil {
+		q.last.next = w
+	} else {
+		q.first = w
+	}
+	q.last = w
+	q.n++
+}
+
+func (q *queue) remove(w *Waiter) {
+	if w.prev != nil {
+		w.prev.next = w.next
+	} else {
+		q.first = w.next
+	}
+	if w.next != nil {
+		w.next.prev = w.prev
+	} else {
+		q.last = w.prev
+	}
+	w.in, w.prev, w.next = nil, nil, nil
+	q.n--
 }
 
 // Pool is one worker's connections to one host. Owned by the worker.
@@ -44,9 +78,7 @@ type Pool struct {
 	shared  []*Client // HTTP/2 connections that take streams
 	all     []*Client // every connection, also dialing and draining ones
 	dialing int
-	first   *Waiter // who waits for a connection, oldest first
-	last    *Waiter
-	waiting int
+	waiting queue // who waits for a stream
 }
 
 // Pool returns the worker's pool for the host, for the protocol where the
@@ -70,16 +102,25 @@ func (h *Host) Pool(w *loop.Worker, downstream Protocol) *Pool {
 }
 
 // drain lets the connections of a host that was removed, or fails its health
-// check, finish what they carry.
+// check, finish what they carry. Those that are being dialed have somebody who
+// waits for them: they serve, and those of a removed host end after that (see Client.rest).
 func (h *Host) drain(worker int) {
 	for _, p := range h.pools[2*worker : 2*worker+2] {
 		if p == nil {
 			continue
 		}
-		for _, c := range append([]*Client(nil), p.all...) {
-			c.retire()
+		for _, c := range slices.Clone(p.all) {
+			if c.connected {
+				c.retire()
+			}
 		}
-		// Whoever still waits for a connection keeps waiting for the ones being dialed.
+	}
+}
+
+// closeRaw ends the TCP proxy's connections to a host.
+func (h *Host) closeRaw(worker int) {
+	for r := range h.raw[worker] {
+		r.Conn.Close() // Closed comes later, so that the map does not change here
 	}
 }
 
@@ -93,7 +134,6 @@ func (p *Pool) Acquire(w *Waiter) message.Reason {
 		p.stats.Inc(StatRqPendingOverflow)
 		return message.Overflow
 	}
-	w.pool = p
 	if c := p.available(w); c != nil {
 		p.begin(w)
 		c.attach(w)
@@ -103,19 +143,17 @@ func (p *Pool) Acquire(w *Waiter) message.Reason {
 		p.stats.Inc(StatRqPendingOverflow)
 		return message.Overflow
 	}
-	if !p.dialFor(w) {
-		p.stats.Inc(StatCxOverflow)
-		p.stats.Inc(StatRqPendingOverflow)
-		return message.Overflow
-	}
 	p.begin(w)
 	p.enqueue(w)
+	if !p.grow() {
+		p.stats.Inc(StatCxOverflow)
+	}
 	return 0
 }
 
 // begin counts an attempt; Finish takes it back.
 func (p *Pool) begin(w *Waiter) {
-	w.counted = true
+	w.pool, w.counted = p, true
 	p.cluster.breakers[w.Priority].requests.Add(1)
 	p.host.active.Add(1)
 	p.host.requests.Add(1)
@@ -130,9 +168,13 @@ func (w *Waiter) Finish() {
 	if p == nil {
 		return
 	}
-	if w.queued {
+	switch w.in {
+	case nil:
+	case &p.waiting:
 		p.dequeue(w)
 		p.stats.Inc(StatRqCancelled)
+	default:
+		w.in.remove(w) // of those that fail is about to tell
 	}
 	if w.counted {
 		w.counted = false
@@ -144,33 +186,14 @@ func (w *Waiter) Finish() {
 }
 
 func (p *Pool) enqueue(w *Waiter) {
-	w.queued = true
-	w.prev, w.next = p.last, nil
-	if p.last != nil {
-		p.last.next = w
-	} else {
-		p.first = w
-	}
-	p.last = w
-	p.waiting++
+	p.waiting.push(w)
 	p.cluster.breakers[w.Priority].pending.Add(1)
 	p.stats.Inc(StatRqPendingTotal)
 	p.stats.Add(StatRqPendingActive, 1)
 }
 
 func (p *Pool) dequeue(w *Waiter) {
-	if w.prev != nil {
-		w.prev.next = w.next
-	} else {
-		p.first = w.next
-	}
-	if w.next != nil {
-		w.next.prev = w.prev
-	} else {
-		p.last = w.prev
-	}
-	w.prev, w.next, w.queued = nil, nil, false
-	p.waiting--
+	p.waiting.remove(w)
 	p.cluster.breakers[w.Priority].pending.Add(-1)
 	p.stats.Add(StatRqPendingActive, -1)
 }
@@ -183,7 +206,8 @@ func (p *Pool) available(w *Waiter) *Client {
 	for len(p.idle) > 0 {
 		c := p.idle[len(p.idle)-1]
 		p.idle = p.idle[:len(p.idle)-1]
-		if c.usable() {
+		c.idle = false
+		if c.usable() && c.room() {
 			return c
 		}
 	}
@@ -199,53 +223,58 @@ func (p *Pool) available(w *Waiter) *Client {
 // dialed is trusted to carry, before the peer's SETTINGS are known.
 const assumedStreams = 100
 
-// dialFor sees to it that a connection is on its way for one more waiter. It
-// answers false where the circuit breaker forbids one and none is there to wait for.
-func (p *Pool) dialFor(w *Waiter) bool {
+// grow sees to it that connections are on their way for all who wait. It
+// answers false where the circuit breaker forbids another one; those who wait
+// then wait for a place on the ones that are there. Where there is none, one is
+// dialed in spite of the breaker, as in Envoy: they would wait for ever.
+func (p *Pool) grow() bool {
 	carries := 1
 	if p.proto == HTTP2 {
 		carries = assumedStreams
 	}
-	if p.dialing*carries > p.waiting {
-		return true
+	for p.waiting.n > p.dialing*carries {
+		priority := p.waiting.first.Priority
+		b := &p.cluster.breakers[priority]
+		if b.connections.Load() >= int64(p.cluster.Config.Breakers[priority].Connections) && p.serving() {
+			return false
+		}
+		p.dial(priority)
 	}
-	b := &p.cluster.breakers[w.Priority]
-	if b.connections.Load() >= int64(p.cluster.Config.Breakers[w.Priority].Connections) {
-		p.stats.Inc(StatCxOverflow)
-		return len(p.all) > 0
-	}
-	p.dial(w.Priority)
 	return true
+}
+
+// serving says that there is, or will be, a connection that takes streams.
+func (p *Pool) serving() bool {
+	return p.dialing > 0 || slices.ContainsFunc(p.all, (*Client).usable)
 }
 
 // serve hands c to whoever waits, as far as it can carry; it is called when c
 // was opened or a stream on it ended.
 func (p *Pool) serve(c *Client) {
-	for p.first != nil && c.usable() && c.room() {
-		w := p.first
-		if w.Fresh && c.served > 0 {
+	for p.waiting.first != nil && c.usable() && c.room() {
+		w := p.waiting.first
+		if w.Fresh && c.served > 0 && p.dialing > 0 {
 			break
 		}
 		p.dequeue(w)
 		c.attach(w)
 	}
+	p.grow()
 }
 
-// fail ends the wait of everyone in the queue: the host cannot be reached.
+// fail ends the wait of everyone in the queue: the host cannot be reached. A
+// requester that is told may come back to this very pool, or end the wait of
+// another one that was not told yet: hence the second queue.
 func (p *Pool) fail(r message.Reason, text string) {
-	w := p.first
-	p.first, p.last = nil, nil
-	for w != nil {
-		// The list is taken apart before anyone is told, since a
-		// requester may come back to this very pool.
-		next := w.next
-		w.prev, w.next, w.queued = nil, nil, false
-		p.waiting--
-		p.cluster.breakers[w.Priority].pending.Add(-1)
-		p.stats.Add(StatRqPendingActive, -1)
+	var failing queue
+	for w := p.waiting.first; w != nil; w = p.waiting.first {
+		p.dequeue(w)
 		p.stats.Inc(StatRqPendingFailure)
+		failing.push(w)
+	}
+	for w := failing.first; w != nil; w = failing.first {
+		failing.remove(w)
 		w.Requester.Failed(r, text)
-		w = next
 	}
 }
 
@@ -259,7 +288,7 @@ func (p *Pool) dial(priority int) {
 
 func (p *Pool) forget(c *Client) {
 	p.all = remove(p.all, c)
-	p.idle = remove(p.idle, c)
+	p.idle, c.idle = remove(p.idle, c), false
 	p.shared = remove(p.shared, c)
 }
 
@@ -290,6 +319,10 @@ func (h *Host) DialTCP(w *loop.Worker, handler conn.Handler) *RawClient {
 	st.Add(StatCxActive, 1)
 	h.connects.Add(1)
 	h.active.Add(1)
+	if h.raw[w.ID()] == nil {
+		h.raw[w.ID()] = map[*RawClient]struct{}{}
+	}
+	h.raw[w.ID()][r] = struct{}{}
 	r.Conn = conn.Dial(w, h.address, h.cluster.dialOptions(), r)
 	return r
 }

@@ -1,7 +1,9 @@
 package upstream
 
 import (
+	"context"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"sort"
@@ -18,6 +20,9 @@ type Registry struct {
 	workers []*loop.Worker
 	metrics *metric.Registry
 	log     *slog.Logger
+	// What is asked off the workers: names, and connections for checks and calls.
+	lookup  func(ctx context.Context, network, name string) ([]netip.Addr, error)
+	connect func(ctx context.Context, network, address string) (net.Conn, error)
 
 	mu   sync.Mutex
 	refs map[string]*Ref
@@ -36,7 +41,8 @@ func (r *Ref) Cluster() *Cluster { return r.cluster.Load() }
 
 // NewRegistry returns an empty registry. Workers are indexed by their ID.
 func NewRegistry(workers []*loop.Worker, metrics *metric.Registry, log *slog.Logger) *Registry {
-	return &Registry{workers: workers, metrics: metrics, log: log, refs: map[string]*Ref{}}
+	return &Registry{workers: workers, metrics: metrics, log: log, refs: map[string]*Ref{},
+		lookup: net.DefaultResolver.LookupNetIP, connect: new(net.Dialer).DialContext}
 }
 
 // Ref returns the reference for a name; the cluster need not exist.
@@ -76,13 +82,19 @@ func (r *Registry) Set(cfg *Config) {
 	ref := r.ref(cfg.Name)
 	old := ref.Cluster()
 	if old != nil && old.Config.Hash == cfg.Hash {
-		if cfg.Discovery == Static {
+		if cfg.Discovery == Static || cfg.byName() {
 			old.update(cfg.Endpoints, cfg.DropPercent)
 		}
 		return
 	}
 	c := newCluster(cfg, r)
 	switch {
+	case cfg.byName():
+		if old != nil && old.Config.byName() {
+			// Until the names are looked up again, what they meant last is better than nothing.
+			c.resolved = old.resolvedNow()
+		}
+		fallthrough
 	case cfg.Discovery == Static:
 		c.update(cfg.Endpoints, cfg.DropPercent)
 	case cfg.Discovery == EDS && old != nil && old.Config.Discovery == EDS && old.Config.EDSName == cfg.EDSName:
@@ -92,6 +104,9 @@ func (r *Registry) Set(cfg *Config) {
 	c.start()
 	if old != nil {
 		old.close()
+		if old.Config.StatName != cfg.StatName {
+			r.metrics.Drop("cluster", old.Config.StatName)
+		}
 	}
 }
 
@@ -159,13 +174,22 @@ type endpointKey struct {
 
 func keyOf(e *Endpoint) endpointKey { return endpointKey{e.Address, e.Path, e.Hostname} }
 
-// update makes hosts of endpoints, keeping those that were there. It runs under the cluster's lock.
+// update makes hosts of endpoints, keeping those that were there.
 func (c *Cluster) update(endpoints []Endpoint, drop uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.endpoints, c.drop = endpoints, drop
-	if c.Config.Discovery == StrictDNS || c.Config.Discovery == LogicalDNS {
-		return // resolved, and set by, the DNS goroutine
+	if c.Config.byName() {
+		// Names that are known already serve at once, the others when the
+		// DNS goroutine has looked.
+		c.setHosts(c.expand(endpoints))
+		if c.cancel != nil { // else the goroutine is not started, and looks when it is
+			select {
+			case c.told <- struct{}{}:
+			default:
+			}
+		}
+		return
 	}
 	c.setHosts(endpoints)
 }
@@ -185,8 +209,12 @@ func (c *Cluster) setHosts(endpoints []Endpoint) {
 	for _, e := range c.entries {
 		known[e.key] = e.host
 	}
+	kept := false
+	for i := range endpoints {
+		kept = kept || known[keyOf(&endpoints[i])] != nil
+	}
 	entries := make([]entry, 0, len(endpoints))
-	changed := 0
+	members, dirty := false, c.hosts.Load().drop != c.drop
 	seen := make(map[endpointKey]bool, len(endpoints))
 	for i := range endpoints {
 		ep := &endpoints[i]
@@ -198,33 +226,49 @@ func (c *Cluster) setHosts(endpoints []Endpoint) {
 		h := known[key]
 		if h == nil {
 			h = c.newHost(ep)
-			changed++
+			c.distrust(h, kept)
+			members = true
 		}
 		delete(known, key)
-		h.set(flagDiscovery, ep.Health == Unhealthy)
-		h.set(flagDraining, ep.Health == Draining)
-		h.set(flagDegraded, ep.Health == Degraded)
+		dirty = h.set(flagDiscovery, ep.Health == Unhealthy) || dirty
+		dirty = h.set(flagDraining, ep.Health == Draining) || dirty
+		dirty = h.set(flagDegraded, ep.Health == Degraded) || dirty
 		entries = append(entries, entry{host: h, key: key, weight: max(ep.Weight, 1), priority: ep.Priority, region: ep.Region, zone: ep.Zone})
 	}
-	var gone []*Host
+	gone := make([]*Host, 0, len(known))
 	for _, h := range known {
+		h.endEjection()
 		h.set(flagGone, true)
 		gone = append(gone, h)
-		changed++
+		members = true
 	}
-	c.entries = entries
 	st := c.Stats.Shared()
 	st.Inc(StatUpdates)
-	if changed > 0 {
+	if members {
 		st.Inc(StatMembershipChange)
 	}
+	if !members && !dirty && slices.Equal(c.entries, entries) {
+		return // a look-up of DNS that said the same: no ring is built anew for it
+	}
+	c.entries = entries
 	c.publish()
 	if len(gone) > 0 {
-		c.drainHosts(gone)
+		c.drainHosts(gone, false)
 	}
 	if c.checker != nil {
 		c.checker.hosts(slices.Clone(entries))
 	}
+}
+
+// distrust sets what a new host must prove to active checks. As in Envoy a
+// host takes requests when its first check went well; but where no other host
+// is there to take them meanwhile, it is given the benefit of the doubt.
+func (c *Cluster) distrust(h *Host, others bool) {
+	if len(c.Config.HealthChecks) == 0 {
+		return
+	}
+	h.set(flagActive, others)
+	h.set(flagPending, c.Config.IgnoreNewHosts)
 }
 
 // publish builds the host set that workers use. Called with c.mu held.
@@ -246,12 +290,17 @@ func (c *Cluster) refresh() {
 	}
 }
 
-// drainHosts lets the pools of removed hosts finish what they carry, on each worker.
-func (c *Cluster) drainHosts(hosts []*Host) {
+// drainHosts lets the pools of hosts that were removed, or do not serve well,
+// finish what they carry, on each worker; with tcp also connections of the TCP
+// proxy end, which have no such point.
+func (c *Cluster) drainHosts(hosts []*Host, tcp bool) {
 	for _, w := range c.registry.workers {
 		w.Post(func() {
 			for _, h := range hosts {
 				h.drain(w.ID())
+				if tcp {
+					h.closeRaw(w.ID())
+				}
 			}
 		})
 	}
