@@ -31,8 +31,7 @@ func findConsul(path string) (string, error) {
 }
 
 // startConsul starts an agent and waits until it leads itself.
-func startConsul(ctx context.Context, dir, path string) (*consulAgent, error) {
-	var ports portGiver
+func startConsul(ctx context.Context, dir, path string, ports *portGiver) (*consulAgent, error) {
 	port := func() string { return strconv.Itoa(ports.next()) }
 	http := ports.next()
 	args := []string{path, "agent", "-dev", "-node", "demo", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-log-level", "warn",
@@ -46,6 +45,7 @@ func startConsul(ctx context.Context, dir, path string) (*consulAgent, error) {
 	if c.client, err = api.NewClient(&api.Config{Address: c.addr}); err != nil {
 		return nil, fmt.Errorf("consul: %w", err)
 	}
+	ports.release(args...)
 	if c.process, err = start(dir, "consul", args...); err != nil {
 		return nil, err
 	}

@@ -85,6 +85,9 @@ func Run(ctx context.Context, o Options, out io.Writer) (err error) {
 // end stops the processes and removes the folder.
 func (s *shop) end(out io.Writer, err *error) {
 	s.family.stop()
+	if s.plan != nil {
+		s.ports.close()
+	}
 	if s.collector != nil {
 		s.collector.close()
 	}
@@ -99,6 +102,7 @@ func (s *shop) end(out io.Writer, err *error) {
 
 // run starts a child.
 func (s *shop) run(name string, argv ...string) (*process, error) {
+	s.ports.release(argv...)
 	p, err := start(s.dir, name, argv...)
 	if err == nil {
 		s.family.add(p)
@@ -122,7 +126,7 @@ func (s *shop) start(ctx context.Context) (err error) {
 	}
 	source := []string{"--catalog", filepath.Join(s.dir, "catalog.yaml")}
 	if s.Consul {
-		if s.consul, err = startConsul(ctx, s.dir, s.ConsulPath); s.consul != nil && s.consul.process != nil {
+		if s.consul, err = startConsul(ctx, s.dir, s.ConsulPath, &s.ports); s.consul != nil && s.consul.process != nil {
 			s.family.add(s.consul.process)
 		}
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -30,6 +31,7 @@ func TestPlanHasTheQuickstartOnPortsOfItsOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer p.ports.close()
 	used := map[int]bool{p.public: true, p.l4Admin: true, p.control: true, p.status: true}
 	n := len(used)
 	add := func(port int) {
@@ -64,6 +66,7 @@ func TestWrittenFilesAreGood(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer p.ports.close()
 	users, err := newIssuer()
 	if err != nil {
 		t.Fatal(err)
@@ -277,6 +280,7 @@ func TestTourHasTenCommandsOfOneLine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer p.ports.close()
 	s := &shop{plan: p, dir: "/tmp/demo"}
 	child, err := start(t.TempDir(), "child", "/bin/sh", "-c", "exit 0")
 	if err != nil {
@@ -298,4 +302,26 @@ func TestTourHasTenCommandsOfOneLine(t *testing.T) {
 	if picture := s.picture(); strings.Count(picture, "sidecar :") != len(p.instances) || !strings.Contains(picture, "payments (denied)") || strings.Contains(picture, "orders (denied)") {
 		t.Errorf("%s", picture)
 	}
+}
+
+func TestPortsAreHeldUntilTheirProgramStarts(t *testing.T) {
+	var g portGiver
+	defer g.close()
+	port := g.next()
+	if g.err != nil {
+		t.Fatal(g.err)
+	}
+	if l, err := net.Listen("tcp", local(port)); err == nil {
+		l.Close()
+		t.Error("somebody else can take the port")
+	}
+	if err := listening(local(port))(); err == nil {
+		t.Error("a connection is accepted, though nobody listens")
+	}
+	g.release("demo", "--call", "/pay=http://"+local(port), "--admin", ":")
+	l, err := net.Listen("tcp", local(port))
+	if err != nil {
+		t.Fatalf("after the release: %v", err)
+	}
+	l.Close()
 }

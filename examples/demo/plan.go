@@ -4,12 +4,12 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"sigs.k8s.io/yaml"
@@ -88,6 +88,8 @@ type plan struct {
 	edges     []*edge
 
 	public, l4Admin, control, status int
+
+	ports portGiver
 }
 
 // newPlan gives each instance of the quickstart's catalog ports of its own.
@@ -100,7 +102,7 @@ func newPlan() (*plan, error) {
 	if err := yaml.UnmarshalStrict(data, &p.catalog); err != nil {
 		return nil, fmt.Errorf("quickstart/catalog.yaml: %w", err)
 	}
-	var ports portGiver
+	ports := &p.ports
 	for _, port := range []*int{&p.public, &p.l4Admin, &p.control, &p.status} {
 		*port = ports.next()
 	}
@@ -193,33 +195,58 @@ func (p *plan) write(dir, collector string, users *issuer) error {
 
 func local(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
 
-// portGiver finds ports of 127.0.0.1 that nobody listens on now, and gives none
-// twice. They lie under the range from which Linux takes those of outgoing
-// connections: between the look and the use, such a one could take them.
+// portGiver finds ports of 127.0.0.1 that nobody uses now, and holds them until
+// who shall have them is about to start: bound, but not listened on, so that
+// connections are refused meanwhile. They lie under the range from which Linux
+// takes those of outgoing connections.
 type portGiver struct {
-	given map[int]bool
-	err   error
+	held map[int]int // port → socket
+	err  error
 }
 
 const firstPort, afterLastPort = 20000, 32000
 
 func (g *portGiver) next() int {
-	if g.given == nil {
-		g.given = map[int]bool{}
+	if g.held == nil {
+		g.held = map[int]int{}
 	}
 	for range 1000 {
 		port := firstPort + rand.IntN(afterLastPort-firstPort)
-		if g.given[port] {
+		if _, twice := g.held[port]; twice {
 			continue
 		}
-		l, err := net.Listen("tcp", local(port))
+		socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 		if err != nil {
+			g.err = fmt.Errorf("a socket to hold a port: %w", err)
+			return 0
+		}
+		if err := syscall.Bind(socket, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+			syscall.Close(socket)
 			continue // taken by somebody
 		}
-		l.Close()
-		g.given[port] = true
+		g.held[port] = socket
 		return port
 	}
 	g.err = fmt.Errorf("no free port of 127.0.0.1 between %d and %d", firstPort, afterLastPort)
 	return 0
+}
+
+// release lets go of those ports among the arguments of a command.
+func (g *portGiver) release(argv ...string) {
+	for _, a := range argv {
+		// HOST:PORT, SERVICE:PORT, PATH=URL, or a port alone.
+		port, err := strconv.Atoi(a[strings.LastIndexByte(a, ':')+1:])
+		if socket, ok := g.held[port]; ok && err == nil {
+			syscall.Close(socket)
+			delete(g.held, port)
+		}
+	}
+}
+
+// close lets go of all that are left.
+func (g *portGiver) close() {
+	for port, socket := range g.held {
+		syscall.Close(socket)
+		delete(g.held, port)
+	}
 }
