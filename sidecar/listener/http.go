@@ -81,7 +81,17 @@ func (h *httpServer) start2() {
 	h.stats.Inc(stream.StatCxHTTP2)
 	h.http2 = true
 	h.h2 = http2.NewServer(h.k.conn, &h.k.chain.HTTP.HTTP2, (*acceptor2)(h))
+	h.h2.OnRefused = h.countRefused
 	h.h2.Start()
+}
+
+// countRefused counts a request that the HTTP/2 codec refused by resetting its stream.
+func (h *httpServer) countRefused(status int) {
+	h.stats.Inc(stream.StatRqTotal)
+	h.stats.Inc(stream.StatRqInvalid)
+	if status == 431 {
+		h.stats.Inc(stream.StatRqTooLarge)
+	}
 }
 
 type prefaceState uint8

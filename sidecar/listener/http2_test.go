@@ -92,8 +92,9 @@ func TestEveryProtocolReachesEveryProtocol(t *testing.T) {
 }
 
 func TestACancelledRequestIsCancelledUpstream(t *testing.T) {
-	gone := make(chan struct{})
+	begun, gone := make(chan struct{}), make(chan struct{})
 	e := newEngine(t).to(h2cBackend(t, func(_ http.ResponseWriter, r *http.Request) {
+		close(begun)
 		<-r.Context().Done()
 		close(gone)
 	}))
@@ -105,12 +106,7 @@ func TestACancelledRequestIsCancelledUpstream(t *testing.T) {
 		t.Fatal(err)
 	}
 	go func() {
-		// Once the request is upstream it is taken back.
-		for e.metrics.Set("cluster", "backend", upstream.Stats).Value(upstream.StatRqActive) == 0 {
-			if ctx.Err() != nil {
-				return
-			}
-		}
+		<-begun
 		cancel()
 	}()
 	if _, err := h2c().Do(req); err == nil {
