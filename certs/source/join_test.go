@@ -239,9 +239,10 @@ func TestJoinByUnixSocket(t *testing.T) {
 func TestRenewalByMutualTLS(t *testing.T) {
 	p := newPlane(t, certs.ControlPlaneID(td))
 	o := p.options()
-	o.Token, o.TTL = p.token(orders), time.Second
+	// Long enough that a machine under load renews before the SVID expires.
+	o.Token, o.TTL = p.token(orders), 3*time.Second
 	r := mustJoin(t, o)
-	for range 3 { // at half of a second each
+	for range 3 { // at half of its life each
 		<-r.Updated()
 	}
 	if n := p.svc.Stats().Issued; n[issuer.ByToken] != 1 || n[issuer.ByMTLS] < 2 {
@@ -252,13 +253,17 @@ func TestRenewalByMutualTLS(t *testing.T) {
 func TestRootRotationReachesTheSidecar(t *testing.T) {
 	p := newPlane(t, certs.ControlPlaneID(td))
 	o := p.options()
-	o.Token, o.TTL = p.token(orders), time.Second
+	o.Token, o.TTL = p.token(orders), 3*time.Second
 	r := mustJoin(t, o)
 	if _, err := p.ca.StageRoot(); err != nil {
 		t.Fatal(err)
 	}
-	for len(r.Bundles()[0].X509Authorities()) != 2 {
-		<-r.Updated()
+	for {
+		changed := r.Updated() // before the look, or a change in between is lost
+		if len(r.Bundles()[0].X509Authorities()) == 2 {
+			break
+		}
+		<-changed
 	}
 }
 
