@@ -131,6 +131,9 @@ func (b *ProxyBuilder) Upstream(service string) *ProxyBuilder {
 	return b.Args("--upstream", fmt.Sprintf("%s:%d", service, port))
 }
 
+// Address is where the proxy will be reached under a name, before it runs: for a catalog that is written first.
+func (b *ProxyBuilder) Address(name string) string { return b.addrs[name] }
+
 func (b *ProxyBuilder) listen(name, flag string) *ProxyBuilder {
 	b.addrs[name] = FreeAddr(b.t)
 	return b.Args(flag, b.addrs[name])
