@@ -31,6 +31,7 @@ func TestDemoWalksThroughWithConsul(t *testing.T) {
 // checkDemo runs the check: every row holds, and nothing is left in the folder for temporary files.
 func checkDemo(t *testing.T, args ...string) {
 	dir := t.TempDir()
+	harness.Binary(t) // built before TMPDIR is another one, and for all tests
 	t.Setenv("TMPDIR", dir)
 	out := harness.RunWithin(t, demoLimit, append([]string{"demo", "--check"}, args...)...)
 	t.Logf("%s%s", out.Stdout, out.Stderr)
