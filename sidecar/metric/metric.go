@@ -90,8 +90,10 @@ func (b *Block) Inc(i int) { b.cells[b.layout.at[i]].Add(1) }
 // Add adds n, which is negative for a gauge that falls.
 func (b *Block) Add(i int, n int64) { b.cells[b.layout.at[i]].Add(uint64(n)) }
 
-// Observe adds a value, in milliseconds, to a histogram.
+// Observe adds a value, in milliseconds, to a histogram. A negative one, of a
+// clock that was set back, counts as zero.
 func (b *Block) Observe(i int, ms float64) {
+	ms = max(ms, 0)
 	at := b.layout.at[i]
 	n := 0
 	for n < len(Buckets) && ms > Buckets[n] {

@@ -10,6 +10,8 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
+	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -22,7 +24,17 @@ import (
 var hostname = func() string { h, _ := os.Hostname(); return h }()
 
 func tlsVersion(v uint16) string {
-	return map[uint16]string{tls.VersionTLS10: "TLSv1", tls.VersionTLS11: "TLSv1.1", tls.VersionTLS12: "TLSv1.2", tls.VersionTLS13: "TLSv1.3"}[v]
+	switch v {
+	case tls.VersionTLS10:
+		return "TLSv1"
+	case tls.VersionTLS11:
+		return "TLSv1.1"
+	case tls.VersionTLS12:
+		return "TLSv1.2"
+	case tls.VersionTLS13:
+		return "TLSv1.3"
+	}
+	return ""
 }
 
 // appender is Format or JSONFormat.
@@ -53,8 +65,10 @@ func (l *fileLog) Log(s *stream.Stream) {
 type Logs struct {
 	log   *slog.Logger
 	mu    sync.Mutex
-	files map[string]*logFile
-	wg    sync.WaitGroup
+	files map[string]*logFile // a file once opened stays open until Close
+
+	closed bool
+	wg     sync.WaitGroup
 }
 
 // NewLogs returns an empty set of log files; log hears of what cannot be written.
@@ -63,69 +77,131 @@ func NewLogs(log *slog.Logger) *Logs { return &Logs{log: log, files: map[string]
 // Bounds of a log file's queue: what a slow disk makes wait is bounded, and
 // dropped beyond it; a worker never waits for a disk.
 const (
-	logBatch = 64 << 10
+	logBatch = 64 << 10 // written at once
 	logQueue = 4 << 20
+	logSpare = 1 << 20 // memory kept for the next batch; more was a burst
+	// logDelay is how long a line waits for others: a write per line would
+	// cost more than many a request.
+	logDelay    = 50 * time.Millisecond
+	logLanes    = 64
+	dropsReport = 10 * time.Second
 )
 
-// logFile gathers lines from all workers and writes them from a goroutine.
-type logFile struct {
-	path    string
-	mu      sync.Mutex // held for a copy of one line
+// lane takes the lines of one worker (or of a few, where there are more than
+// logLanes), so that workers do not wait for each other while they format.
+type lane struct {
+	mu      sync.Mutex // held by the worker for one line, by the writer for a swap
 	pending []byte
-	spare   []byte
+	_       [32]byte // a cache line each
+}
+
+// logFile gathers lines from all workers and writes them from a goroutine.
+// Lines of one worker stay in order.
+type logFile struct {
+	lanes   [logLanes]lane
+	waiting atomic.Int64 // bytes in the lanes
+	armed   atomic.Bool  // the writer knows that something waits
 	wake    chan struct{}
-	closed  bool
+	full    chan struct{} // logBatch bytes wait
+	stop    chan struct{}
+	closed  atomic.Bool
 	dropped atomic.Uint64
-	out     io.Writer
-	log     *slog.Logger
+
+	// Of the writer alone.
+	path     string
+	out      io.WriteCloser
+	log      *slog.Logger
+	spare    []byte
+	failed   bool
+	told     uint64 // of dropped
+	toldWhen time.Time
 }
 
 func (l *logFile) write(f appender, s *stream.Stream) {
-	l.mu.Lock()
-	if l.closed || len(l.pending) > logQueue {
-		l.mu.Unlock()
+	i := 0
+	if s.Conn != nil && s.Conn.Worker != nil {
+		i = s.Conn.Worker.ID() % logLanes
+	}
+	n := &l.lanes[i]
+	n.mu.Lock()
+	if l.closed.Load() || l.waiting.Load() > logQueue {
+		n.mu.Unlock()
 		l.dropped.Add(1)
 		return
 	}
-	l.pending = f.Append(l.pending, s)
-	l.mu.Unlock()
+	before := len(n.pending)
+	n.pending = f.Append(n.pending, s)
+	size := int64(len(n.pending) - before)
+	n.mu.Unlock()
+	if sum := l.waiting.Add(size); sum >= logBatch && sum-size < logBatch {
+		signal(l.full)
+	}
+	if !l.armed.Load() && l.armed.CompareAndSwap(false, true) {
+		signal(l.wake)
+	}
+}
+
+func signal(c chan struct{}) {
 	select {
-	case l.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
 
 func (l *logFile) run() {
-	failed := false
-	for range l.wake {
-		for {
-			l.mu.Lock()
-			batch := l.pending
-			l.pending = l.spare[:0]
-			closed := l.closed
-			l.mu.Unlock()
-			if len(batch) > 0 {
-				if _, err := l.out.Write(batch); err != nil && !failed {
-					failed = true
-					l.log.Error("access log cannot be written; lines are lost", "path", l.path, "error", err)
-				} else if err == nil {
-					failed = false
-				}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for stopped := false; !stopped; {
+		select {
+		case <-l.wake:
+			timer.Reset(logDelay)
+			select {
+			case <-timer.C:
+			case <-l.full:
+			case <-l.stop:
+				stopped = true
 			}
-			if cap(batch) > logBatch {
-				batch = nil // a burst does not pin memory
-			}
-			l.spare = batch
-			l.mu.Lock()
-			more := len(l.pending) > 0
-			l.mu.Unlock()
-			if closed {
-				return
-			}
-			if !more {
-				break
-			}
+		case <-l.stop:
+			stopped = true
 		}
+		// Before the lanes are emptied: a line that comes after that wakes again.
+		l.armed.Store(false)
+		l.flush()
+	}
+	if l.out != os.Stdout && l.out != os.Stderr {
+		if err := l.out.Close(); err != nil {
+			l.log.Error("access log cannot be closed", "path", l.path, "error", err)
+		}
+	}
+}
+
+// flush writes what waits in the lanes.
+func (l *logFile) flush() {
+	for i := range l.lanes {
+		n := &l.lanes[i]
+		n.mu.Lock()
+		batch := n.pending
+		if len(batch) > 0 {
+			n.pending = l.spare[:0]
+		}
+		n.mu.Unlock()
+		if len(batch) == 0 {
+			continue
+		}
+		l.spare = nil
+		_, err := l.out.Write(batch)
+		if err != nil && !l.failed {
+			l.log.Error("access log cannot be written; lines are lost", "path", l.path, "error", err)
+		}
+		l.failed = err != nil
+		l.waiting.Add(-int64(len(batch)))
+		if cap(batch) <= logSpare {
+			l.spare = batch
+		}
+	}
+	if n := l.dropped.Load(); n != l.told && time.Since(l.toldWhen) > dropsReport {
+		l.log.Warn("access log lines were dropped: they came faster than they could be written", "path", l.path, "lines", n-l.told)
+		l.told, l.toldWhen = n, time.Now()
 	}
 }
 
@@ -133,39 +209,41 @@ func (l *logFile) run() {
 func (l *Logs) open(path string) (*logFile, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed {
+		return nil, fmt.Errorf("access log %s: the process is about to end", path)
+	}
 	if f := l.files[path]; f != nil {
 		return f, nil
 	}
-	var out io.Writer
+	var out io.WriteCloser
 	switch path {
 	case "/dev/stdout":
 		out = os.Stdout
 	case "/dev/stderr":
 		out = os.Stderr
 	default:
-		// 0640: requests name people.
-		file, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+		// 0640: requests name people. Non-blocking, since opening a named pipe
+		// that nobody reads would wait for ever.
+		file, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY|syscall.O_NONBLOCK, 0o640)
 		if err != nil {
 			return nil, fmt.Errorf("access log: %w", err)
 		}
 		out = file
 	}
-	f := &logFile{path: path, wake: make(chan struct{}, 1), out: out, log: l.log}
+	f := &logFile{path: path, out: out, log: l.log, wake: make(chan struct{}, 1), full: make(chan struct{}, 1), stop: make(chan struct{})}
 	l.files[path] = f
 	l.wg.Go(f.run)
 	return f, nil
 }
 
-// Close writes what waits and ends the writers.
+// Close writes what waits and ends the writers. It may be called again.
 func (l *Logs) Close() {
 	l.mu.Lock()
-	for _, f := range l.files {
-		f.mu.Lock()
-		f.closed = true
-		f.mu.Unlock()
-		select {
-		case f.wake <- struct{}{}:
-		default:
+	if !l.closed {
+		l.closed = true
+		for _, f := range l.files {
+			f.closed.Store(true)
+			close(f.stop)
 		}
 	}
 	l.mu.Unlock()
@@ -197,13 +275,13 @@ func (l *Logs) Compile(cfg *accesslogv3.AccessLog) (stream.AccessLog, error) {
 			format = f.LogFormat
 		// The forms below are deprecated, and still what many files have.
 		case *filelogv3.FileAccessLog_Format:
-			//lint:ignore SA1019 see above
+			//lint:ignore SA1019 deprecated, and still what many files have
 			format = inline(f.Format)
 		case *filelogv3.FileAccessLog_JsonFormat:
-			//lint:ignore SA1019 see above
+			//lint:ignore SA1019 deprecated, and still what many files have
 			format = &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: f.JsonFormat}}
 		case *filelogv3.FileAccessLog_TypedJsonFormat:
-			//lint:ignore SA1019 see above
+			//lint:ignore SA1019 deprecated, and still what many files have
 			format = &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: f.TypedJsonFormat}}
 		}
 	case "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog":
@@ -238,20 +316,33 @@ func inline(s string) *corev3.SubstitutionFormatString {
 }
 
 func compileFormat(f *corev3.SubstitutionFormatString) (appender, error) {
+	if len(f.GetFormatters()) > 0 {
+		return nil, fmt.Errorf("formatters: extension %q is not implemented", f.GetFormatters()[0].GetTypedConfig().GetTypeUrl())
+	}
+	text := func(s string) (appender, error) {
+		c, err := Compile(s)
+		if err != nil {
+			return nil, err
+		}
+		if f.GetOmitEmptyValues() {
+			c.missing = ""
+		}
+		return c, nil
+	}
 	switch v := f.GetFormat().(type) {
 	case nil:
-		return Compile(DefaultFormat)
+		return text(DefaultFormat)
 	case *corev3.SubstitutionFormatString_JsonFormat:
-		return CompileJSON(v.JsonFormat)
+		return compileJSON(v.JsonFormat, f.GetOmitEmptyValues())
 	case *corev3.SubstitutionFormatString_TextFormat:
 		//lint:ignore SA1019 deprecated, and still what many files have
-		return Compile(v.TextFormat)
+		return text(v.TextFormat)
 	case *corev3.SubstitutionFormatString_TextFormatSource:
 		s, ok := v.TextFormatSource.GetSpecifier().(*corev3.DataSource_InlineString)
 		if !ok {
 			return nil, fmt.Errorf("text_format_source: only inline_string is implemented")
 		}
-		return Compile(s.InlineString)
+		return text(s.InlineString)
 	}
 	return nil, fmt.Errorf("format %T is not implemented", f.GetFormat())
 }

@@ -6,6 +6,7 @@
 package telemetry
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -23,7 +24,8 @@ import (
 // (https://www.envoyproxy.io/docs/envoy/latest/configuration/observability/access_log/usage#command-operators).
 // Immutable.
 type Format struct {
-	parts []part
+	parts   []part
+	missing string // what stands for a value that is not there: "-", or nothing with omit_empty_values
 }
 
 // part appends one piece; ok is false where there is no such value, which
@@ -44,7 +46,7 @@ const DefaultFormat = `[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH
 // Compile reads a format string. "%%" is a percent sign; an operator that is
 // not known is an error that names it.
 func Compile(format string) (*Format, error) {
-	f := &Format{}
+	f := &Format{missing: "-"}
 	text := ""
 	for i := 0; i < len(format); {
 		if format[i] != '%' {
@@ -109,7 +111,7 @@ func (f *Format) Append(dst []byte, s *stream.Stream) []byte {
 		var ok bool
 		dst, ok = p.f(dst, s)
 		if !ok {
-			dst = append(dst[:at], '-')
+			dst = append(dst[:at], f.missing...)
 			continue
 		}
 		if p.max > 0 && len(dst)-at > p.max {
@@ -180,6 +182,9 @@ func operator(op string) (part, error) {
 		}
 	}
 	if f := headerOperator(name, arg); f != nil {
+		if first, second, more := strings.Cut(arg, "?"); first == "" || more && second == "" || strings.Contains(second, "?") {
+			return part{}, fmt.Errorf("command operator %%%s%%: needs one header name in parentheses, or two as in %%%s(X?Y)%%", op, name)
+		}
 		return part{f: f, max: max}, nil
 	}
 	if name == "START_TIME" {
@@ -211,6 +216,7 @@ func operatorNames() []string {
 
 // headerOperator is %REQ(X?Y)%, %RESP(X?Y)% and %TRAILER(X?Y)%.
 func headerOperator(name, arg string) getter {
+	// A header's name is looked up in lower case.
 	first, second, _ := strings.Cut(strings.ToLower(arg), "?")
 	var from func(*stream.Stream) *message.Head
 	switch name {
@@ -242,7 +248,12 @@ func startTime(arg string) getter {
 	return func(dst []byte, s *stream.Stream) ([]byte, bool) { return strftime(dst, arg, s.Start.UTC()), true }
 }
 
-// strftime writes the conversions that Envoy's users use; %f and %3f are fractions of a second.
+// layouts are the conversions of strftime that have a layout in package time.
+var layouts = [128]string{'Y': "2006", 'm': "01", 'd': "02", 'H': "15", 'M': "04", 'S': "05", 'y': "06", 'b': "Jan", 'a': "Mon",
+	'Z': "MST", 'z': "-0700", 'F': "2006-01-02", 'T': "15:04:05", 'e': "_2", 'j': "002", 'p': "PM", 'I': "03"}
+
+// strftime writes the conversions that Envoy's users use; %f is the fraction of
+// a second in nanoseconds, %3f its first three digits.
 func strftime(dst []byte, f string, t time.Time) []byte {
 	for i := 0; i < len(f); i++ {
 		if f[i] != '%' || i+1 == len(f) {
@@ -255,30 +266,49 @@ func strftime(dst []byte, f string, t time.Time) []byte {
 			digits = int(f[i] - '0')
 			i++
 		}
-		layout := map[byte]string{'Y': "2006", 'm': "01", 'd': "02", 'H': "15", 'M': "04", 'S': "05", 'y': "06", 'b': "Jan", 'a': "Mon",
-			'Z': "MST", 'z': "-0700", 'F': "2006-01-02", 'T': "15:04:05", 'e': "_2", 'j': "002", 'p': "PM", 'I': "03"}[f[i]]
-		switch {
-		case layout != "":
-			dst = t.AppendFormat(dst, layout)
-		case f[i] == 's':
+		switch c := f[i]; {
+		case c < 128 && layouts[c] != "":
+			dst = t.AppendFormat(dst, layouts[c])
+		case c == '%':
+			dst = append(dst, '%')
+		case c == 's':
 			dst = strconv.AppendInt(dst, t.Unix(), 10)
-		case f[i] == 'f':
-			dst = append(dst, fmt.Sprintf("%09d", t.Nanosecond())[:digits]...)
+		case c == 'f':
+			// A one in front keeps the zeros; it is taken away again.
+			at := len(dst)
+			dst = strconv.AppendInt(dst, int64(t.Nanosecond())+1e9, 10)
+			copy(dst[at:], dst[at+1:])
+			dst = dst[:at+digits]
 		default:
-			dst = append(dst, '%', f[i])
+			dst = append(dst, '%', c)
 		}
 	}
 	return dst
 }
 
+// metadata is %DYNAMIC_METADATA(NAMESPACE:KEY:KEY…)%: text as it is, everything else as JSON.
 func metadata(arg string) getter {
-	ns, key, _ := strings.Cut(arg, ":")
+	path := strings.Split(arg, ":")
 	return func(dst []byte, s *stream.Stream) ([]byte, bool) {
-		v := s.MetadataValue(ns, key)
-		if v == nil {
-			return dst, false
+		key := ""
+		if len(path) > 1 {
+			key = path[1]
 		}
-		return fmt.Append(dst, v), true
+		v := s.MetadataValue(path[0], key)
+		for i := 2; i < len(path); i++ {
+			m, _ := v.(map[string]any)
+			v = m[path[i]]
+		}
+		switch v := v.(type) {
+		case nil:
+			return dst, false
+		case string:
+			return append(dst, v...), true
+		case []byte:
+			return append(dst, v...), true
+		}
+		b, err := json.Marshal(v)
+		return append(dst, b...), err == nil
 	}
 }
 

@@ -2,9 +2,8 @@ package telemetry
 
 import (
 	"fmt"
-	"sort"
+	"math"
 	"strconv"
-	"strings"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/types/known/structpb"
@@ -17,111 +16,124 @@ import (
 // bare, and what is not there is null. Immutable.
 type JSONFormat struct {
 	nodes []node
+	omit  bool // omit_empty_values: leave members out whose value is not there
 }
 
-// node is a piece of JSON text as it is, or a formatted string.
+// node is a piece of JSON: a bracket, or a value with what stands before it.
 type node struct {
-	text   string
-	format *Format
+	bracket string
+	key     string // `"name":` of a member, "" in a list
+	text    string // a constant value
+	format  *Format
 }
 
 // CompileJSON reads a json_format. Keys are written in sorted order.
-func CompileJSON(st *structpb.Struct) (*JSONFormat, error) {
-	j := &JSONFormat{}
-	if err := j.add(structpb.NewStructValue(st)); err != nil {
-		return nil, err
+func CompileJSON(st *structpb.Struct) (*JSONFormat, error) { return compileJSON(st, false) }
+
+func compileJSON(st *structpb.Struct, omit bool) (*JSONFormat, error) {
+	j := &JSONFormat{omit: omit}
+	if err := j.add("", structpb.NewStructValue(st)); err != nil {
+		return nil, fmt.Errorf("json_format: %w", err)
 	}
-	j.text("\n")
 	return j, nil
 }
 
-func (j *JSONFormat) text(s string) {
-	if n := len(j.nodes); n > 0 && j.nodes[n-1].format == nil {
-		j.nodes[n-1].text += s
-		return
-	}
-	j.nodes = append(j.nodes, node{text: s})
-}
-
-func (j *JSONFormat) add(v *structpb.Value) error {
+func (j *JSONFormat) add(key string, v *structpb.Value) error {
+	constant := func(s string) { j.nodes = append(j.nodes, node{key: key, text: s}) }
 	switch k := v.GetKind().(type) {
 	case *structpb.Value_StructValue:
+		j.nodes = append(j.nodes, node{key: key, bracket: "{"})
 		fields := k.StructValue.GetFields()
-		keys := make([]string, 0, len(fields))
-		for key := range fields {
-			keys = append(keys, key)
-		}
-		sort.Strings(keys)
-		j.text("{")
-		for i, key := range keys {
-			if i > 0 {
-				j.text(",")
-			}
-			j.text(string(appendJSONString(nil, []byte(key))) + ":")
-			if err := j.add(fields[key]); err != nil {
-				return fmt.Errorf("%s: %w", key, err)
+		for _, name := range sortedKeys(fields) {
+			if err := j.add(string(appendJSONString(nil, []byte(name)))+":", fields[name]); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
 			}
 		}
-		j.text("}")
+		j.nodes = append(j.nodes, node{bracket: "}"})
 	case *structpb.Value_ListValue:
-		j.text("[")
+		j.nodes = append(j.nodes, node{key: key, bracket: "["})
 		for i, e := range k.ListValue.GetValues() {
-			if i > 0 {
-				j.text(",")
-			}
-			if err := j.add(e); err != nil {
-				return err
+			if err := j.add("", e); err != nil {
+				return fmt.Errorf("[%d]: %w", i, err)
 			}
 		}
-		j.text("]")
+		j.nodes = append(j.nodes, node{bracket: "]"})
 	case *structpb.Value_StringValue:
 		f, err := Compile(k.StringValue)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
+		case len(f.parts) == 0:
+			constant(`""`)
+		case len(f.parts) == 1 && f.parts[0].f == nil:
+			constant(string(appendJSONString(nil, []byte(f.parts[0].text))))
+		default:
+			if j.omit {
+				f.missing = ""
+			}
+			j.nodes = append(j.nodes, node{key: key, format: f})
 		}
-		if len(f.parts) == 0 || len(f.parts) == 1 && f.parts[0].f == nil {
-			j.text(string(appendJSONString(nil, []byte(strings.ReplaceAll(k.StringValue, "%%", "%")))))
-			return nil
-		}
-		j.nodes = append(j.nodes, node{format: f})
 	case *structpb.Value_NumberValue:
-		j.text(strconv.FormatFloat(k.NumberValue, 'g', -1, 64))
+		if math.IsNaN(k.NumberValue) || math.IsInf(k.NumberValue, 0) {
+			return fmt.Errorf("%v is not a number of JSON", k.NumberValue)
+		}
+		constant(strconv.FormatFloat(k.NumberValue, 'g', -1, 64))
 	case *structpb.Value_BoolValue:
-		j.text(strconv.FormatBool(k.BoolValue))
+		constant(strconv.FormatBool(k.BoolValue))
 	default:
-		j.text("null")
+		constant("null")
 	}
 	return nil
 }
 
-// Append writes the object for s, with a line feed.
+// Append writes the object for s, with a line feed. Values are formatted in
+// place, at the end of dst, and made JSON there.
 func (j *JSONFormat) Append(dst []byte, s *stream.Stream) []byte {
-	var small [512]byte
+	line := len(dst)
 	for i := range j.nodes {
 		n := &j.nodes[i]
+		if n.bracket == "}" || n.bracket == "]" {
+			dst = append(dst, n.bracket...)
+			continue
+		}
+		before := len(dst)
+		if before > line && dst[before-1] != '{' && dst[before-1] != '[' {
+			dst = append(dst, ',')
+		}
+		dst = append(dst, n.key...)
 		if n.format == nil {
-			dst = append(dst, n.text...)
+			dst = append(append(dst, n.bracket...), n.text...)
 			continue
 		}
-		if len(n.format.parts) == 1 {
-			p := &n.format.parts[0]
-			v, ok := p.f(small[:0], s)
-			switch {
-			case !ok:
-				dst = append(dst, "null"...)
-			case p.number && isInteger(v):
-				dst = append(dst, v...)
-			default:
-				if p.max > 0 && len(v) > p.max {
-					v = v[:p.max]
-				}
-				dst = appendJSONString(dst, v)
+		at := len(dst)
+		if len(n.format.parts) > 1 {
+			dst = quote(n.format.Append(dst, s), at)
+			continue
+		}
+		p := &n.format.parts[0]
+		var ok bool
+		dst, ok = p.f(dst, s)
+		switch {
+		case !ok && j.omit && n.key != "":
+			dst = dst[:before]
+		case !ok:
+			dst = append(dst[:at], "null"...)
+		case p.number && isInteger(dst[at:]):
+		default:
+			if p.max > 0 && len(dst)-at > p.max {
+				dst = dst[:at+p.max]
 			}
-			continue
+			dst = quote(dst, at)
 		}
-		dst = appendJSONString(dst, n.format.Append(small[:0], s))
 	}
-	return dst
+	return append(dst, '\n')
+}
+
+// quote makes what stands in dst from at on a JSON string.
+func quote(dst []byte, at int) []byte {
+	end := len(dst)
+	dst = appendJSONString(dst, dst[at:end])
+	return append(dst[:at], dst[end:]...) // moves towards the front
 }
 
 // isInteger guards bare numbers: the value of a gRPC status comes from a peer.
@@ -133,6 +145,9 @@ func isInteger(v []byte) bool {
 		if (c < '0' || c > '9') && !(i == 0 && c == '-' && len(v) > 1) {
 			return false
 		}
+	}
+	if v[0] == '-' {
+		v = v[1:]
 	}
 	return v[0] != '0' || len(v) == 1
 }

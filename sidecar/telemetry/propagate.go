@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
+	"strings"
 
 	tracingv3 "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
 	"go.opentelemetry.io/otel/trace"
@@ -22,36 +23,68 @@ const (
 	b3Multi
 )
 
+// verdict is what a caller decided about sampling.
+type verdict uint8
+
+const (
+	undecided verdict = iota // it is ours to decide
+	sampled
+	denied
+)
+
+func decided(yes bool) verdict {
+	if yes {
+		return sampled
+	}
+	return denied
+}
+
+// caller is the trace context of a request: a span, which is not valid where
+// the caller sent none, and what the caller decided about sampling.
+type caller struct {
+	span    trace.SpanContext
+	format  propagation
+	verdict verdict
+}
+
+// maxTracestate is what a proxy must at least propagate
+// (https://www.w3.org/TR/trace-context/#tracestate-limits); more is not read.
+const maxTracestate = 512
+
 // extract reads the trace context of a request: W3C traceparent
 // (https://www.w3.org/TR/trace-context/#traceparent-header), else B3, single
-// or in several fields. What is malformed counts as absent, as both demand.
-func extract(h *message.Head) (trace.SpanContext, propagation) {
-	if sc, ok := parseTraceparent(h.Get(message.Traceparent)); ok {
-		if ts := h.Get(message.Tracestate); len(ts) > 0 {
+// or in several fields. What is malformed counts as absent, as both demand; so
+// does a traceparent that comes twice.
+func extract(h *message.Head) caller {
+	if sc, ok := parseTraceparent(h.Get(message.Traceparent)); ok && h.Count("traceparent") == 1 {
+		if ts, ok := h.Joined("tracestate"); ok && len(ts) <= maxTracestate {
 			if state, err := trace.ParseTraceState(string(ts)); err == nil {
 				sc = sc.WithTraceState(state)
 			}
 		}
-		return sc, w3c
+		return caller{sc, w3c, decided(sc.IsSampled())}
 	}
 	if v := h.Get(message.B3); v != nil {
-		if sc, ok := parseB3(v); ok {
-			return sc, b3Single
+		if c, ok := parseB3(v); ok {
+			return c
 		}
 	}
+	c := caller{format: b3Multi}
+	switch string(h.Get(message.XB3Sampled)) {
+	case "1", "true":
+		c.verdict = sampled
+	case "0", "false":
+		c.verdict = denied
+	}
+	if h.Is(message.XB3Flags, "1") { // debug
+		c.verdict = sampled
+	}
 	if id := h.Get(message.XB3TraceID); id != nil {
-		sampled := string(h.Get(message.XB3Sampled))
-		sc, ok := spanContext(id, h.Get(message.XB3SpanID), sampled == "1" || sampled == "true" || string(h.Get(message.XB3Flags)) == "1")
-		return sc, mode(ok, b3Multi)
+		c.span, _ = spanContext(id, h.Get(message.XB3SpanID), c.verdict == sampled)
+	} else if c.verdict == undecided {
+		c.format = w3c
 	}
-	return trace.SpanContext{}, w3c
-}
-
-func mode(ok bool, p propagation) propagation {
-	if ok {
-		return p
-	}
-	return w3c
+	return c
 }
 
 // parseTraceparent reads version-traceid-parentid-flags. A higher version may
@@ -83,18 +116,47 @@ func lowerHex(b []byte) bool {
 	return true
 }
 
-// parseB3 reads traceid-spanid[-sampled[-parent]] (https://github.com/openzipkin/b3-propagation#single-header).
-func parseB3(v []byte) (trace.SpanContext, bool) {
+// parseB3 reads traceid-spanid[-sampled[-parentspanid]], or the sampling state
+// alone (https://github.com/openzipkin/b3-propagation#single-header).
+func parseB3(v []byte) (caller, bool) {
+	c := caller{format: b3Single}
+	if len(v) == 1 {
+		var ok bool
+		c.verdict, ok = b3State(v[0])
+		return c, ok
+	}
 	at := 32
 	if len(v) > 16 && v[16] == '-' {
 		at = 16
 	}
 	if len(v) < at+17 || v[at] != '-' {
-		return trace.SpanContext{}, false
+		return c, false
 	}
-	rest := v[at+17:]
-	sampled := len(rest) >= 2 && rest[0] == '-' && (rest[1] == '1' || rest[1] == 'd')
-	return spanContext(v[:at], v[at+1:at+17], sampled)
+	if rest := v[at+17:]; len(rest) > 0 {
+		var ok bool
+		if len(rest) != 2 && len(rest) != 2+17 || rest[0] != '-' {
+			return c, false
+		}
+		if c.verdict, ok = b3State(rest[1]); !ok {
+			return c, false
+		}
+		if parent := rest[2:]; len(parent) > 0 && (parent[0] != '-' || !lowerHex(parent[1:])) {
+			return c, false
+		}
+	}
+	var ok bool
+	c.span, ok = spanContext(v[:at], v[at+1:at+17], c.verdict == sampled)
+	return c, ok
+}
+
+func b3State(b byte) (verdict, bool) {
+	switch b {
+	case '1', 'd':
+		return sampled, true
+	case '0':
+		return denied, true
+	}
+	return undecided, false
 }
 
 func spanContext(id, span []byte, sampled bool) (trace.SpanContext, bool) {
@@ -115,7 +177,9 @@ func spanContext(id, span []byte, sampled bool) (trace.SpanContext, bool) {
 	return sc, sc.IsValid()
 }
 
-// inject writes the context for the upstream.
+// inject writes the context for the upstream. A tracestate belongs to the
+// traceparent that it came with: the one of a context that was not taken over
+// is not passed on.
 func inject(h *message.Head, sc trace.SpanContext, format propagation) {
 	id, span := sc.TraceID(), sc.SpanID()
 	b := make([]byte, 0, 64)
@@ -126,6 +190,9 @@ func inject(h *message.Head, sc trace.SpanContext, format propagation) {
 	b = append(b, '-')
 	b = hex.AppendEncode(b, []byte{byte(sc.TraceFlags())})
 	h.SetName(message.Traceparent, b)
+	if sc.TraceState().Len() == 0 {
+		h.RemoveName(message.Tracestate)
+	}
 	switch format {
 	case b3Single:
 		b = hex.AppendEncode(b[:0], id[:])
@@ -158,7 +225,7 @@ func customTag(name string, kind any) (tag, error) {
 		}
 		return tag{name, func(*stream.Stream) (string, bool) { return v, v != "" }}, nil
 	case *tracingv3.CustomTag_RequestHeader:
-		field, def := t.RequestHeader.GetName(), t.RequestHeader.GetDefaultValue()
+		field, def := strings.ToLower(t.RequestHeader.GetName()), t.RequestHeader.GetDefaultValue()
 		return tag{name, func(s *stream.Stream) (string, bool) {
 			if v := s.Request.Lookup(field); v != nil {
 				return string(v), true

@@ -39,12 +39,16 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			if d.Name == "" {
 				continue
 			}
-			name := "envoy_" + f.Prefix + "_" + sanitize(d.Name)
 			desc := func() *prometheus.Desc {
-				if tag == "" {
-					return prometheus.NewDesc(name, d.Name, nil, nil)
+				labels := prometheus.Labels{}
+				if tag != "" {
+					labels[tag] = f.Name
 				}
-				return prometheus.NewDesc(name, d.Name, nil, prometheus.Labels{tag: f.Name})
+				short, class := statusClass(d.Name)
+				if class != "" {
+					labels["envoy_response_code_class"] = class
+				}
+				return prometheus.NewDesc("envoy_"+f.Prefix+"_"+sanitize(short), short, nil, labels)
 			}
 			switch d.Kind {
 			case metric.Histogram:
@@ -79,9 +83,37 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	singles := c.r.Singles()
 	for _, n := range sortedKeys(singles) {
 		send(out, func() (prometheus.Metric, error) {
-			return prometheus.NewConstMetric(prometheus.NewDesc("envoy_"+sanitize(n), n, nil, nil), prometheus.CounterValue, float64(singles[n]))
+			name, labels := single(n)
+			return prometheus.NewConstMetric(prometheus.NewDesc("envoy_"+sanitize(name), name, nil, labels), prometheus.CounterValue, float64(singles[n]))
 		})
 	}
+}
+
+// statusClass takes upstream_rq_5xx apart, which Envoy shows as
+// upstream_rq_xx{envoy_response_code_class="5"}.
+func statusClass(name string) (short, class string) {
+	n := len(name)
+	if n < 8 || name[n-7:n-3] != "_rq_" || name[n-3] < '1' || name[n-3] > '5' || name[n-2:] != "xx" {
+		return name, ""
+	}
+	return name[:n-3] + "xx", name[n-3 : n-2]
+}
+
+// rateLimit stands behind the configured prefix in the counters of the local rate limit filter.
+const rateLimit = ".http_local_rate_limit."
+
+// single takes the configured part out of a filter's counter, as Envoy's tag
+// rules do: http.<prefix>.rbac.allowed is envoy_http_rbac_allowed with a label.
+func single(name string) (string, prometheus.Labels) {
+	if rest, ok := strings.CutPrefix(name, "http."); ok {
+		if prefix, what, ok := strings.Cut(rest, "."); ok {
+			return "http." + what, prometheus.Labels{tagNames["http"]: prefix}
+		}
+	}
+	if prefix, what, ok := strings.Cut(name, rateLimit); ok {
+		return rateLimit[1:] + what, prometheus.Labels{"envoy_local_http_ratelimit_prefix": prefix}
+	}
+	return name, nil
 }
 
 func send(out chan<- prometheus.Metric, f func() (prometheus.Metric, error)) {
@@ -114,7 +146,8 @@ func sortedKeys[V any](m map[string]V) []string {
 func Prometheus(r *metric.Registry) http.Handler {
 	p := prometheus.NewRegistry()
 	p.MustRegister(collector{r}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return promhttp.HandlerFor(p, promhttp.HandlerOpts{})
+	// One name that clashes, or is no UTF-8, must not take the whole page away.
+	return promhttp.HandlerFor(p, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
 }
 
 // WriteStats writes all statistics as Envoy's /stats does, "name: value" per line, in order.

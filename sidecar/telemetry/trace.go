@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -187,30 +188,30 @@ type tracer struct {
 
 // Start implements stream.Tracer.
 func (t *tracer) Start(s *stream.Stream) stream.Span {
-	parent, format := extract(&s.Request)
-	sampled := parent.IsSampled()
-	if !parent.IsValid() {
-		// Nobody upstream of us decided: it is ours to decide, here, for all hops below.
+	parent := extract(&s.Request)
+	yes := parent.verdict == sampled
+	if parent.verdict == undecided {
+		// Nobody before us decided: it is ours to decide, here, for all hops below.
 		rate := t.random
 		if s.Route != nil && s.Route.TraceSampling >= 0 {
 			rate = float64(s.Route.TraceSampling) / 10000
 		}
-		sampled = rand.Float64() < rate
+		yes = rand.Float64() < rate
 	}
-	if !sampled || t.overall < 1 && rand.Float64() >= t.overall {
+	if !yes || t.overall < 1 && rand.Float64() >= t.overall {
 		return nil
 	}
 	ctx := context.Background()
-	if parent.IsValid() {
-		ctx = trace.ContextWithRemoteSpanContext(ctx, parent)
+	if parent.span.IsValid() {
+		ctx = trace.ContextWithRemoteSpanContext(ctx, parent.span.WithTraceFlags(trace.FlagsSampled))
 	}
-	name := string(s.Request.Get(message.Method))
+	name := valid(s.Request.Get(message.Method))
 	if s.Route != nil && s.Route.Name != "" {
 		name += " " + s.Route.Name
 	}
 	_, sp := t.tracer.Start(ctx, name, trace.WithTimestamp(s.Start), trace.WithSpanKind(trace.SpanKindServer))
 	s.TraceID = sp.SpanContext().TraceID().String()
-	return &span{t: t, span: sp, format: format}
+	return &span{t: t, span: sp, format: parent.format}
 }
 
 type span struct {
@@ -224,22 +225,19 @@ func (p *span) Inject(s *stream.Stream) { inject(&s.Request, p.span.SpanContext(
 
 // Finish implements stream.Span.
 func (p *span) Finish(s *stream.Stream) {
-	path := string(s.Request.Get(message.Path))
+	path := s.Request.Get(message.Path)
 	if len(s.OriginalPath) > 0 {
-		path = string(s.OriginalPath)
+		path = s.OriginalPath
 	}
-	if len(path) > p.t.maxPath {
-		path = path[:p.t.maxPath]
-	}
+	path = path[:min(len(path), p.t.maxPath)]
 	attrs := make([]attribute.KeyValue, 0, 16)
 	attrs = append(attrs,
 		attribute.String("component", "proxy"),
-		attribute.String("http.request.method", string(s.Request.Get(message.Method))),
-		attribute.String("url.path", path),
-		attribute.String("url.scheme", string(s.Request.Get(message.Scheme))),
-		attribute.String("server.address", string(s.Request.Get(message.Authority))),
+		attribute.String("http.request.method", valid(s.Request.Get(message.Method))),
+		attribute.String("url.path", valid(path)),
+		attribute.String("url.scheme", valid(s.Request.Get(message.Scheme))),
+		attribute.String("server.address", valid(s.Request.Get(message.Authority))),
 		attribute.String("network.protocol.name", s.Protocol.String()),
-		attribute.String("client.address", s.Remote.Addr().String()),
 		attribute.Int("http.response.status_code", s.Status),
 		attribute.String("response_flags", string(s.Flags.Append(nil))),
 		attribute.Int64("http.request.body.size", int64(s.Received)),
@@ -249,8 +247,11 @@ func (p *span) Finish(s *stream.Stream) {
 			attrs = append(attrs, attribute.String(key, v))
 		}
 	}
-	optional("user_agent.original", string(s.Request.Get(message.UserAgent)))
-	optional("guid:x-request-id", string(s.Request.Get(message.XRequestID)))
+	optional("user_agent.original", valid(s.Request.Get(message.UserAgent)))
+	optional("guid:x-request-id", valid(s.Request.Get(message.XRequestID)))
+	if s.Remote.IsValid() {
+		optional("client.address", s.Remote.Addr().String())
+	}
 	optional("upstream_cluster", s.Cluster)
 	if s.Host != nil {
 		optional("upstream_address", s.Host.String())
@@ -258,12 +259,18 @@ func (p *span) Finish(s *stream.Stream) {
 	optional("peer.spiffe_id", s.Conn.Principal())
 	for _, c := range p.t.tags {
 		if v, ok := c.value(s); ok {
-			attrs = append(attrs, attribute.String(c.name, v))
+			attrs = append(attrs, attribute.String(c.name, strings.ToValidUTF8(v, replacement)))
 		}
 	}
 	p.span.SetAttributes(attrs...)
 	if s.Status == 0 || s.Status >= 500 {
-		p.span.SetStatus(codes.Error, s.Details)
+		p.span.SetStatus(codes.Error, strings.ToValidUTF8(s.Details, replacement))
 	}
 	p.span.End(trace.WithTimestamp(s.Start.Add(s.Duration)))
 }
+
+const replacement = "\uFFFD"
+
+// valid makes bytes of a client a string that a protobuf may hold: one byte
+// that is no UTF-8 would have the collector refuse every span of the batch.
+func valid(b []byte) string { return strings.ToValidUTF8(string(b), replacement) }
