@@ -15,15 +15,19 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/netip"
 	"os"
+	"regexp"
 	"runtime"
 	"runtime/debug"
 	"sort"
 	"strings"
+	"syscall"
 	"time"
 
 	adminv3 "github.com/envoyproxy/go-control-plane/envoy/admin/v3"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	"sallyport/sidecar/metric"
 	"sallyport/sidecar/telemetry"
@@ -65,6 +69,9 @@ type Server struct {
 	pages []page
 	http  *http.Server
 	addr  net.Addr
+	// loopback: only programs of this host get here, a browser among them
+	// that a page of another host made come (DNS rebinding).
+	loopback bool
 }
 
 // Listen opens the admin page on an address ("127.0.0.1:9901" or "unix:/path").
@@ -73,19 +80,17 @@ func Listen(address string, src Source, log *slog.Logger) (*Server, error) {
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
 		network, address = "unix", path
 	}
-	l, err := net.Listen(network, address)
+	l, err := listen(network, address)
 	if err != nil {
 		return nil, fmt.Errorf("admin: cannot listen on %s: %w", address, err)
 	}
-	if network == "unix" {
-		if err := os.Chmod(address, 0o600); err != nil {
-			l.Close()
-			return nil, fmt.Errorf("admin: %w", err)
+	loopback := false
+	if a, ok := l.Addr().(*net.TCPAddr); ok {
+		if loopback = a.IP.IsLoopback(); !loopback {
+			log.Warn("the admin page is reachable from other hosts; it has no authentication", "address", l.Addr())
 		}
-	} else if a, ok := l.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
-		log.Warn("the admin page is reachable from other hosts; it has no authentication", "address", l.Addr())
 	}
-	s := &Server{src: src, addr: l.Addr()}
+	s := &Server{src: src, addr: l.Addr(), loopback: loopback}
 	s.pages = s.list()
 	s.http = &http.Server{Handler: s, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 120 * time.Second,
 		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
@@ -97,6 +102,36 @@ func Listen(address string, src Source, log *slog.Logger) (*Server, error) {
 	return s, nil
 }
 
+// listen opens the socket. That of a path is for its owner alone from the
+// moment it exists; one that a process left behind is taken away.
+func listen(network, address string) (net.Listener, error) {
+	if network != "unix" {
+		return net.Listen(network, address)
+	}
+	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		// bind(2) gives the file the mode of the socket, less the umask.
+		return errors.Join(c.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), 0o600) }), err)
+	}}
+	l, err := private.Listen(context.Background(), network, address)
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		return l, err
+	}
+	if i, statErr := os.Lstat(address); statErr != nil || i.Mode().Type() != os.ModeSocket {
+		return nil, err
+	}
+	if c, dialErr := net.Dial(network, address); !errors.Is(dialErr, syscall.ECONNREFUSED) {
+		if c != nil {
+			c.Close()
+		}
+		return nil, err // somebody answers, or it is not ours to ask
+	}
+	if err := os.Remove(address); err != nil {
+		return nil, err
+	}
+	return private.Listen(context.Background(), network, address)
+}
+
 // Addr is where the page is.
 func (s *Server) Addr() net.Addr { return s.addr }
 
@@ -104,7 +139,10 @@ func (s *Server) Addr() net.Addr { return s.addr }
 func (s *Server) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	return s.http.Shutdown(ctx)
+	if err := s.http.Shutdown(ctx); err != nil {
+		return s.http.Close() // a profile may run for longer
+	}
+	return nil
 }
 
 func (s *Server) list() []page {
@@ -119,46 +157,80 @@ func (s *Server) list() []page {
 		{"/quitquitquit", "end the process", true, s.quit},
 		{"/ready", "200 when the proxy serves, else 503 and what is missing", false, s.ready},
 		{"/server_info", "version, state and uptime", false, s.serverInfo},
-		{"/stats", "statistics (?usedonly, ?filter=text, ?format=prometheus)", false, s.stats},
+		{"/stats", "statistics (?usedonly, ?filter=regexp, ?format=prometheus)", false, s.stats},
 		{"/stats/prometheus", "statistics for Prometheus", false, telemetry.Prometheus(s.src.Metrics).ServeHTTP},
 		{"/warnings", "configured fields that are not implemented", false, s.warnings},
-		{"/debug/pprof/", "profiles of the process", false, pprof.Index},
+		{profiles, "profiles of the process", false, pprof.Index},
 		{"/debug/pprof/profile", "", false, pprof.Profile},
 		{"/debug/pprof/trace", "", false, pprof.Trace},
-		{"/debug/pprof/cmdline", "", false, pprof.Cmdline},
 		{"/debug/pprof/symbol", "", false, pprof.Symbol},
+		// Not /debug/pprof/cmdline: --token is a secret.
 	}
 }
+
+// find returns the page at a path, nil where there is none.
+func (s *Server) find(path string) *page {
+	var under *page
+	for i := range s.pages {
+		p := &s.pages[i]
+		if p.path == path {
+			return p
+		}
+		if p.path == profiles && strings.HasPrefix(path, profiles) {
+			under = p // a profile by name
+		}
+	}
+	return under
+}
+
+const profiles = "/debug/pprof/"
 
 // ServeHTTP finds the page.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Cache-Control", "no-cache, max-age=0")
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	if r.URL.Path == "/" || r.URL.Path == "/help" {
-		s.index(w)
+	w.Header().Set("X-Frame-Options", "DENY")
+	if s.loopback && !local(r.Host) {
+		http.Error(w, "this page answers to localhost and IP addresses", http.StatusMisdirectedRequest)
 		return
 	}
-	for _, p := range s.pages {
-		if p.path != r.URL.Path && !(p.path == "/debug/pprof/" && strings.HasPrefix(r.URL.Path, p.path)) {
-			continue
+	p := s.find(r.URL.Path)
+	switch {
+	case p == nil && r.URL.Path != "/" && r.URL.Path != "/help":
+		http.Error(w, "no such page; / lists them", http.StatusNotFound)
+	case p != nil && p.post:
+		if r.Method != http.MethodPost {
+			w.Header().Set("Allow", http.MethodPost)
+			http.Error(w, "this changes the proxy: use POST", http.StatusMethodNotAllowed)
+			return
 		}
-		if p.post {
-			if r.Method != http.MethodPost {
-				w.Header().Set("Allow", http.MethodPost)
-				http.Error(w, "this changes the proxy: use POST", http.StatusMethodNotAllowed)
-				return
-			}
-			// A page in the operator's browser must not be able to do it.
-			if r.Header.Get("Origin") != "" || strings.HasPrefix(r.Header.Get("Sec-Fetch-Site"), "cross") {
-				http.Error(w, "cross-site requests are refused", http.StatusForbidden)
-				return
-			}
+		// A page in the operator's browser must not be able to do it. No page
+		// here has a form, so that no browser has a reason to.
+		site := r.Header.Get("Sec-Fetch-Site")
+		if r.Header.Get("Origin") != "" || site != "" && site != "none" && site != "same-origin" {
+			http.Error(w, "cross-site requests are refused", http.StatusForbidden)
+			return
 		}
 		p.serve(w, r)
-		return
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		w.Header().Set("Allow", "GET, HEAD")
+		http.Error(w, "this page is to be read: use GET", http.StatusMethodNotAllowed)
+	case p == nil:
+		s.index(w)
+	default:
+		p.serve(w, r)
 	}
-	http.Error(w, "no such page; / lists them", http.StatusNotFound)
+}
+
+// local says whether a Host field can only come from who means this host: a
+// name could be any site's, which has it resolve to 127.0.0.1.
+func local(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	_, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return err == nil || host == "" || strings.EqualFold(host, "localhost") // HTTP/1.0 has none, and no browser speaks it
 }
 
 func (s *Server) index(w http.ResponseWriter) {
@@ -202,7 +274,7 @@ func writeJSON(w http.ResponseWriter, v any) {
 
 func (s *Server) serverInfo(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, map[string]any{"version": s.src.Version, "state": s.src.State(), "node": map[string]string{"id": s.src.Node},
-		"uptime_current_epoch": time.Since(s.src.Started).Truncate(time.Second).String(), "go": runtime.Version(), "pid": os.Getpid()})
+		"uptime_current_epoch": fmt.Sprintf("%ds", int64(time.Since(s.src.Started).Seconds())), "go": runtime.Version(), "pid": os.Getpid()})
 }
 
 func (s *Server) stats(w http.ResponseWriter, r *http.Request) {
@@ -211,20 +283,29 @@ func (s *Server) stats(w http.ResponseWriter, r *http.Request) {
 		telemetry.Prometheus(s.src.Metrics).ServeHTTP(w, r)
 		return
 	}
+	// Go's regular expressions take linear time, whatever the pattern.
+	filter, err := regexp.Compile(q.Get("filter"))
+	if err != nil {
+		http.Error(w, "filter: "+err.Error(), http.StatusBadRequest)
+		return
+	}
 	var b strings.Builder
 	telemetry.WriteStats(&b, s.src.Metrics, q.Has("usedonly"))
-	filter := q.Get("filter")
 	for line := range strings.Lines(b.String()) {
-		if strings.Contains(line, filter) {
+		if name, _, _ := strings.Cut(line, ": "); filter.MatchString(name) {
 			fmt.Fprint(w, line)
 		}
 	}
 }
 
 func (s *Server) configDump(w http.ResponseWriter, _ *http.Request) {
-	b, err := protojson.MarshalOptions{Multiline: true, Indent: " ", UseProtoNames: true}.Marshal(s.src.ConfigDump())
+	writeProto(w, s.src.ConfigDump())
+}
+
+func writeProto(w http.ResponseWriter, m proto.Message) {
+	b, err := protojson.MarshalOptions{Multiline: true, Indent: " ", UseProtoNames: true}.Marshal(m)
 	if err != nil {
-		http.Error(w, "the configuration cannot be shown: "+err.Error(), http.StatusInternalServerError)
+		http.Error(w, "the page cannot be written as JSON: "+err.Error(), http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -234,34 +315,14 @@ func (s *Server) configDump(w http.ResponseWriter, _ *http.Request) {
 func (s *Server) clusters(w http.ResponseWriter, r *http.Request) {
 	all := s.src.Clusters()
 	if r.URL.Query().Get("format") == "json" {
-		type cluster struct {
-			Name  string                `json:"name"`
-			Hosts []upstream.HostStatus `json:"host_statuses"`
-		}
-		var out []cluster
+		out := &adminv3.Clusters{}
 		for _, c := range all {
-			out = append(out, cluster{c.Config.Name, c.Status()})
+			out.ClusterStatuses = append(out.ClusterStatuses, clusterStatus(c))
 		}
-		writeJSON(w, map[string]any{"cluster_statuses": out})
+		writeProto(w, out)
 		return
 	}
-	for _, c := range all {
-		n := c.Config.Name
-		for p, name := range []string{"default", "high"} {
-			b := c.Config.Breakers[p]
-			fmt.Fprintf(w, "%s::%s_priority::max_connections::%d\n%s::%s_priority::max_pending_requests::%d\n%s::%s_priority::max_requests::%d\n%s::%s_priority::max_retries::%d\n",
-				n, name, b.Connections, n, name, b.Pending, n, name, b.Requests, n, name, b.Retries)
-		}
-		for _, h := range c.Status() {
-			health := "healthy"
-			if len(h.Flags) > 0 {
-				health = "/" + strings.Join(h.Flags, "/")
-			}
-			fmt.Fprintf(w, "%s::%s::health_flags::%s\n%s::%s::rq_active::%d\n%s::%s::rq_total::%d\n%s::%s::rq_error::%d\n%s::%s::cx_total::%d\n%s::%s::cx_connect_fail::%d\n%s::%s::weight::%d\n%s::%s::priority::%d\n%s::%s::zone::%s\n",
-				n, h.Address, health, n, h.Address, h.Active, n, h.Address, h.Requests, n, h.Address, h.Errors, n, h.Address, h.Connects,
-				n, h.Address, h.Fails, n, h.Address, h.Weight, n, h.Address, h.Priority, n, h.Address, h.Zone)
-		}
-	}
+	writeClusters(w, all)
 }
 
 func (s *Server) listeners(w http.ResponseWriter, r *http.Request) {
