@@ -86,6 +86,12 @@ func (f *controlFlags) run(ctx context.Context) error {
 	if f.consul != "" {
 		f.o.Consul = &catalog.ConsulOptions{Address: f.consul, Logger: log}
 	}
+	if f.o.Catalog != "" {
+		// A mistake at the start is told at once; later ones leave the last good catalog in force.
+		if _, problems := catalog.LoadFile(f.o.Catalog); len(problems) > 0 {
+			return problems.Err()
+		}
+	}
 	f.o.Logger = log
 	authority, err := ca.Open(f.state, ca.Options{TrustDomain: f.o.TrustDomain, TTL: f.ttl, Logger: log})
 	if err != nil {
