@@ -51,7 +51,8 @@ var (
 	budgetFields  = fields.Of(&clusterv3.CircuitBreakers_Thresholds_RetryBudget{}, "budget_percent", "min_retry_concurrency")
 	outlierFields = fields.Of(&clusterv3.OutlierDetection{}, "consecutive_5xx", "interval", "base_ejection_time", "max_ejection_percent",
 		"enforcing_consecutive_5xx", "consecutive_gateway_failure", "enforcing_consecutive_gateway_failure", "split_external_local_origin_errors",
-		"consecutive_local_origin_failure", "enforcing_consecutive_local_origin_failure", "max_ejection_time", "successful_active_health_check_uneject_host")
+		"consecutive_local_origin_failure", "enforcing_consecutive_local_origin_failure", "max_ejection_time", "successful_active_health_check_uneject_host",
+		"always_eject_one_host")
 	dnsClusterFields = fields.Of(&dnsclusterv3.DnsCluster{}, "dns_refresh_rate", "dns_lookup_family", "all_addresses_in_single_endpoint").
 				Harmless(&dnsclusterv3.DnsCluster{}, "dns_jitter")
 
@@ -287,6 +288,7 @@ func (c *compiler) outlier(m *clusterv3.OutlierDetection, o *upstream.Config) {
 		Interval:           positive("interval", m.GetInterval(), 10*time.Second),
 		BaseEjection:       positive("base_ejection_time", m.GetBaseEjectionTime(), 30*time.Second),
 		MaxEjectionPercent: share("max_ejection_percent", m.GetMaxEjectionPercent(), m.GetMaxEjectionPercent() != nil, 10),
+		AlwaysEjectOne:     m.GetAlwaysEjectOneHost().GetValue(),
 		SuccessfulUneject:  boolean(m.GetSuccessfulActiveHealthCheckUnejectHost(), true),
 	}
 	x.MaxEjection = max(positive("max_ejection_time", m.GetMaxEjectionTime(), 300*time.Second), x.BaseEjection)

@@ -161,7 +161,8 @@ type Outlier struct {
 	Interval           time.Duration
 	BaseEjection       time.Duration // default 30 s
 	MaxEjection        time.Duration // default 300 s
-	MaxEjectionPercent uint32        // default 10; one host may always be ejected
+	MaxEjectionPercent uint32        // default 10
+	AlwaysEjectOne     bool          // always_eject_one_host: whatever MaxEjectionPercent is
 	SuccessfulUneject  bool          // successful_active_health_check_uneject_host
 }
 

@@ -106,8 +106,9 @@ func (h *Host) eject(stat int) {
 	if c.closed || h.flags.Load()&(flagGone|flagEjected) != 0 {
 		return
 	}
-	// One host may always go; beyond that the share of ejected hosts is bounded.
-	if c.ejected > 0 && (c.ejected+1)*100 > int(cfg.MaxEjectionPercent)*len(c.entries) {
+	// As Envoy 1.40 was seen to do: with 10 % no host of fewer than ten goes,
+	// unless always_eject_one_host says so.
+	if !(cfg.AlwaysEjectOne && c.ejected == 0) && (c.ejected+1)*100 > int(cfg.MaxEjectionPercent)*len(c.entries) {
 		st.Inc(StatEjectionsOverflow)
 		return
 	}

@@ -11,7 +11,7 @@ import (
 
 func outlier(change func(*Outlier)) *Outlier {
 	o := &Outlier{Consecutive5xx: 5, Enforcing5xx: 100, ConsecutiveGateway: 5, ConsecutiveLocal: 5, EnforcingLocal: 100,
-		Interval: 10 * time.Second, BaseEjection: 30 * time.Second, MaxEjection: 300 * time.Second, MaxEjectionPercent: 10}
+		Interval: 10 * time.Second, BaseEjection: 30 * time.Second, MaxEjection: 300 * time.Second, MaxEjectionPercent: 10, AlwaysEjectOne: true}
 	if change != nil {
 		change(o)
 	}
@@ -155,9 +155,10 @@ func TestMaxEjectionPercent(t *testing.T) {
 	for _, x := range []struct {
 		hosts, want int
 		percent     uint32
-	}{{10, 1, 10}, {20, 2, 10}, {2, 1, 10}, {4, 2, 50}, {3, 3, 100}, {5, 1, 0}} {
+		one         bool
+	}{{10, 1, 10, false}, {20, 2, 10, false}, {9, 0, 10, false}, {9, 1, 10, true}, {2, 1, 50, false}, {4, 2, 50, false}, {3, 3, 100, false}, {5, 0, 0, false}, {5, 1, 0, true}} {
 		synctest.Test(t, func(t *testing.T) {
-			c, hosts := outliers(t, x.hosts, func(o *Outlier) { o.MaxEjectionPercent = x.percent })
+			c, hosts := outliers(t, x.hosts, func(o *Outlier) { o.MaxEjectionPercent, o.AlwaysEjectOne = x.percent, x.one })
 			n := 0
 			for _, h := range hosts {
 				report(h, 500, 500, 500, 500, 500)
