@@ -274,9 +274,6 @@ func (h *httpServer) newStream(down message.Sender, p stream.Protocol) message.R
 // Manager is the connection manager in force.
 func (h *httpServer) Manager() *stream.Manager { return h.k.chain.HTTP }
 
-// Draining says that the connection ends.
-func (h *httpServer) Draining() bool { return h.draining }
-
 // Last makes the next response say "connection: close".
 func (h *httpServer) Last() {
 	if h.h1 != nil {

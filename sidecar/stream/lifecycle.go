@@ -31,8 +31,6 @@ import (
 type Owner interface {
 	// Manager is the connection manager in force now.
 	Manager() *Manager
-	// Draining says that the connection should end after this response.
-	Draining() bool
 	// Last makes the response that is about to be sent the connection's last.
 	Last()
 	// StreamDone tells that the stream is over.

@@ -156,11 +156,11 @@ func (s *Stream) hash(policies []route.HashPolicy) {
 				h, ok = xxhash.Sum64(v), true
 			}
 		case route.HashCookie:
-			v := cookie(&s.Request, p.Name)
-			if v == nil && p.TTL >= 0 {
-				v = s.makeCookie(p)
+			v, has := route.Cookie(&s.Request, p.Name)
+			if !has && p.TTL >= 0 {
+				v, has = s.makeCookie(p), true
 			}
-			if v != nil {
+			if has {
 				h, ok = xxhash.Sum64(v), true
 			}
 		case route.HashSourceIP:
@@ -202,37 +202,6 @@ func (s *Stream) makeCookie(p *route.HashPolicy) []byte {
 	b = append(b, p.Attrs...)
 	s.setCookie = append(b, "; HttpOnly"...)
 	return s.setCookie[at:end]
-}
-
-// cookie returns the value of the named cookie, nil where there is none.
-func cookie(h *message.Head, name string) []byte {
-	for i := 0; i < h.Len(); i++ {
-		if h.NameAt(i) != message.Cookie {
-			continue
-		}
-		_, v := h.At(i)
-		for len(v) > 0 {
-			item := v
-			v = nil
-			for k, c := range item {
-				if c == ';' {
-					item, v = item[:k], item[k+1:]
-					break
-				}
-			}
-			for len(item) > 0 && item[0] == ' ' {
-				item = item[1:]
-			}
-			if len(item) > len(name) && item[len(name)] == '=' && string(item[:len(name)]) == name {
-				item = item[len(name)+1:]
-				if n := len(item); n >= 2 && item[0] == '"' && item[n-1] == '"' {
-					item = item[1 : n-1]
-				}
-				return item
-			}
-		}
-	}
-	return nil
 }
 
 // queryValue returns the first value of a query parameter.

@@ -113,9 +113,6 @@ func New(t testing.TB, f stream.Filter, override any) *Rig {
 // Manager is the connection manager in force.
 func (r *Rig) Manager() *stream.Manager { return r.manager }
 
-// Draining is never.
-func (r *Rig) Draining() bool { return false }
-
 // Last is of no account: the rig has no connection that could end.
 func (r *Rig) Last() {}
 
