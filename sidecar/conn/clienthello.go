@@ -24,8 +24,12 @@ var (
 )
 
 const (
-	typeHandshake   = 22 // of a record, RFC 8446 §5.1
-	typeClientHello = 1  // of a handshake message, RFC 8446 §4
+	// Of a record, RFC 8446 §5.1.
+	typeChangeCipherSpec = 20
+	typeHandshake        = 22
+	typeApplicationData  = 23
+
+	typeClientHello = 1 // of a handshake message, RFC 8446 §4
 
 	extServerName = 0  // RFC 6066 §3
 	extALPN       = 16 // RFC 7301 §3.1

@@ -4,8 +4,8 @@
 //
 // A Conn belongs to one loop.Worker for its whole life, and everything in this
 // package is called on that worker's goroutine, except where a comment says
-// otherwise. TLS handshakes, whose key operations take long, run on ordinary
-// goroutines that the worker feeds.
+// otherwise. A TLS handshake runs there too, on a coroutine, at most one of its
+// flights in a turn of the loop.
 //
 // An idle connection holds no buffer: input is read into the worker's scratch
 // memory, and what a handler does not consume, or the socket does not take,

@@ -8,10 +8,6 @@ const (
 	// maxRecord is the longest TLS record, header included (RFC 8446 §5.2, RFC 5246 §6.2.3).
 	maxRecord = recordHeader + maxCiphertext
 	maxPlain  = 16 << 10 // of one record
-
-	// maxHandshakes bounds the goroutines of one worker's handshakes; further
-	// connections wait for their turn, under the same timeout.
-	maxHandshakes = 2048
 )
 
 // engine is what the connections of one worker share.
@@ -25,7 +21,10 @@ type engine struct {
 	plain   []byte // what is decrypted from it
 
 	handshaking int
-	waiting     []*Conn // for a place among the handshakes
+	waiting     []*Conn      // for a place among the handshakes
+	coroutines  []*coroutine // without a handshake
+	steps       []*handshake // that have input; the first stepped of them are done
+	stepped     int
 }
 
 type engineKey struct{}
@@ -81,4 +80,8 @@ func (e *engine) stop() {
 	for c := e.first; c != nil; c = c.next {
 		c.close(ErrStopped)
 	}
+	for _, co := range e.coroutines {
+		co.stop()
+	}
+	e.coroutines = nil
 }

@@ -92,7 +92,7 @@ func TestHandshakeTimeout(t *testing.T) {
 			if err := s.wait(t); !errors.Is(err, ErrHandshakeTimeout) {
 				t.Fatalf("closed with %v", err)
 			}
-			for left := 1; left > 0; { // the goroutine ends too
+			for left := 1; left > 0; { // its place is free again
 				on(w, func() { left = engineOf(w).handshaking })
 			}
 		})

@@ -31,8 +31,7 @@ const (
 )
 
 // secure is the TLS of one connection: crypto/tls between the socket and the
-// connection's buffers. After the handshake it is owned by the worker, and
-// crypto/tls is called there. That this is sound was checked in Go 1.26:
+// connection's buffers, all of it on the worker. That this is sound was checked in Go 1.26:
 // Conn.Read keeps a partial record in rawInput across an error that is a
 // temporary net.Error, and Conn.Write fails only where the net.Conn below
 // fails, which here takes all it is given.
@@ -81,7 +80,7 @@ var lendInput = true
 // plain. Connected follows when the handshake is done, Closed if it fails.
 //
 // cfg decides about certificates, client authentication, ALPN and versions.
-// Its callbacks run on an ordinary goroutine. DynamicRecordSizingDisabled
+// Its callbacks run on the worker. DynamicRecordSizingDisabled
 // should be set on it where throughput counts: the first 128 KiB of a
 // connection are otherwise sent in records of one packet each.
 func (c *Conn) StartTLSServer(cfg *tls.Config) {
@@ -110,7 +109,7 @@ func (c *Conn) startTLS(cfg *tls.Config, client bool) {
 	s := &secure{c: c, wholeRecords: cfg.DynamicRecordSizingDisabled}
 	s.rest.Init(c.w.Pool())
 	s.out.Init(c.w.Pool())
-	s.hs = newHandshake(s, client)
+	s.hs = &handshake{s: s, client: client}
 	s.shim = shim{s: s, hs: s.hs, local: c.local, remote: c.remote}
 	if client {
 		s.tls = tls.Client(&s.shim, cfg)
@@ -172,9 +171,12 @@ func wholeRecord(b []byte) bool {
 	if len(b) < recordHeader {
 		return false
 	}
-	n := int(b[3])<<8 | int(b[4])
+	n := recordLength(b)
 	return n > maxCiphertext || len(b) >= recordHeader+n
 }
+
+// recordLength is what the header of a record says of the rest of it.
+func recordLength(b []byte) int { return int(b[3])<<8 | int(b[4]) }
 
 // decryptRest goes on with what waits, in place.
 func (s *secure) decryptRest() {
@@ -344,13 +346,12 @@ func (s *secure) release() {
 	s.released = true
 	s.rest.Release()
 	s.out.Release()
-	if s.raw != nil && s.hs == nil {
+	if s.raw != nil {
 		*s.raw = bytes.Buffer{}
 	}
 }
 
-// shim is the net.Conn below crypto/tls. During the handshake it belongs to
-// the handshake's goroutine, afterwards to the worker.
+// shim is the net.Conn below crypto/tls.
 type shim struct {
 	s             *secure
 	hs            *handshake // nil after the handshake

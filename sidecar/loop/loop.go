@@ -103,7 +103,6 @@ type Worker struct {
 	againNow []Turner
 	locals   map[any]any
 	onStop   []func()
-	handoff  bool
 
 	// What other goroutines touch. asleep is set before the queue is looked
 	// at for the last time and before the thread sleeps, posted is set
@@ -253,11 +252,6 @@ func (w *Worker) AtTurnEnd(t TurnEnder) { w.turnEnds = append(w.turnEnds, t) }
 // for work that was capped, and for what must not run inside the caller.
 func (w *Worker) Again(t Turner) { w.again = append(w.again, t) }
 
-// Handoff says that this turn gave work to an ordinary goroutine. Before the
-// worker sleeps it then lets the scheduler run that goroutine: otherwise it
-// waits on this thread's queue until the runtime's monitor notices, up to 10 ms.
-func (w *Worker) Handoff() { w.handoff = true }
-
 // Post has f called on the worker. Safe for concurrent use. Functions posted
 // by one goroutine run in order; those posted after the worker stopped never run.
 func (w *Worker) Post(f func()) {
@@ -337,10 +331,6 @@ func (w *Worker) busy() bool {
 func (w *Worker) turn(limit time.Duration) {
 	n, err := pollNow(w.epfd, w.events[:])
 	if n == 0 && limit != 0 && !w.busy() {
-		if w.handoff {
-			w.handoff = false
-			runtime.Gosched()
-		}
 		n, err = w.sleep(limit)
 	}
 	if err != nil && !errors.Is(err, unix.EINTR) {

@@ -274,7 +274,7 @@ func (s *Store) readIdentity(sl *slot, old *material) *material {
 		if sl.name == IdentityAllRoots {
 			// No hint for clients: one of our roots alone would keep
 			// those of other domains from showing their certificate.
-			v.byDomain, v.pool = s.identity.Roots, nil
+			v.byDomain, v.pool = remembered(s.identity.Roots), nil
 		} else if c, cerr := s.identity.Certificate(); cerr == nil {
 			if c, cerr = withLeaf(c); cerr == nil && len(c.Leaf.URIs) == 1 {
 				v.byDomain = only(c.Leaf.URIs[0].Host, own)
@@ -290,6 +290,23 @@ func (s *Store) readIdentity(sl *slot, old *material) *material {
 		return old
 	}
 	return &material{err: err}
+}
+
+// remembered asks once for each domain that has a bundle: what is made of an
+// identity is made anew when the identity changes. Peers that name other domains
+// leave nothing here.
+func remembered(roots func(string) (*x509.CertPool, error)) func(string) (*x509.CertPool, error) {
+	var known sync.Map // of *x509.CertPool by trust domain
+	return func(domain string) (*x509.CertPool, error) {
+		if p, ok := known.Load(domain); ok {
+			return p.(*x509.CertPool), nil
+		}
+		p, err := roots(domain)
+		if err == nil && p != nil {
+			known.Store(domain, p)
+		}
+		return p, err
+	}
 }
 
 // only trusts an authority for the identities of its own trust domain.

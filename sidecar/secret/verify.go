@@ -181,7 +181,8 @@ var errNoIdentity = errors.New("the peer's certificate is not a SPIFFE X.509-SVI
 // verify judges a peer's certificates. server says that we are the server and
 // the peer a client. It runs for every handshake, also resumed ones
 // (tls.Config.VerifyConnection). name, if not "", must be among the leaf's DNS names.
-func (v *validation) verify(certs []*x509.Certificate, server bool, name string, now time.Time) error {
+// known, if not nil, spares the signatures of a chain that it has seen.
+func (v *validation) verify(certs []*x509.Certificate, server bool, name string, now time.Time, known *chains) error {
 	if len(certs) == 0 {
 		return errors.New("the peer sent no certificate")
 	}
@@ -193,7 +194,7 @@ func (v *validation) verify(certs []*x509.Certificate, server bool, name string,
 			return err
 		}
 	}
-	if err := v.chain(certs, domain, server, now); err != nil {
+	if err := v.trusted(certs, domain, server, now, known); err != nil {
 		return err
 	}
 	if len(v.pins) > 0 && !v.pins[sha256.Sum256(leaf.Raw)] && !v.pins[sha256.Sum256(leaf.RawSubjectPublicKeyInfo)] {
@@ -215,8 +216,8 @@ func (v *validation) verify(certs []*x509.Certificate, server bool, name string,
 	return fmt.Errorf("the peer's certificate has none of the accepted subject alternative names; it has %s", names(leaf))
 }
 
-// chain verifies that one of the trusted authorities signed the leaf.
-func (v *validation) chain(certs []*x509.Certificate, domain string, server bool, now time.Time) error {
+// trusted verifies that one of the trusted authorities signed the leaf.
+func (v *validation) trusted(certs []*x509.Certificate, domain string, server bool, now time.Time, known *chains) error {
 	if !v.trusts() {
 		return nil
 	}
@@ -226,6 +227,12 @@ func (v *validation) chain(certs []*x509.Certificate, domain string, server bool
 		if roots, err = v.byDomain(domain); err != nil || roots == nil {
 			return fmt.Errorf("the peer's trust domain %q is not trusted", domain)
 		}
+	}
+	if v.allowExpired {
+		known = nil // which goes by the time at which a chain ends
+	}
+	if known.has(certs, roots, now) {
+		return nil
 	}
 	o := x509.VerifyOptions{Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
 	if server {
@@ -245,15 +252,13 @@ func (v *validation) chain(certs []*x509.Certificate, domain string, server bool
 			}
 		}
 	}
-	chains, err := certs[0].Verify(o)
+	found, err := certs[0].Verify(o)
 	if err != nil {
 		return fmt.Errorf("the peer's certificate is not trusted: %s", strings.TrimPrefix(err.Error(), "x509: "))
 	}
-	if v.depth < 0 {
-		return nil
-	}
-	for _, c := range chains {
-		if len(c)-2 <= v.depth {
+	for _, c := range found {
+		if v.depth < 0 || len(c)-2 <= v.depth {
+			known.add(certs, roots, c)
 			return nil
 		}
 	}
@@ -332,6 +337,7 @@ func names(leaf *x509.Certificate) string {
 
 // peer adapts verify to tls.Config.VerifyConnection.
 func (v *validation) peer(server, needName, optional bool, now func() time.Time) func(tls.ConnectionState) error {
+	known := &chains{}
 	return func(cs tls.ConnectionState) error {
 		if optional && len(cs.PeerCertificates) == 0 {
 			return nil
@@ -342,6 +348,6 @@ func (v *validation) peer(server, needName, optional bool, now func() time.Time)
 				return errors.New("there is no server name to verify the peer's certificate against (auto_san_validation)")
 			}
 		}
-		return v.verify(cs.PeerCertificates, server, name, now())
+		return v.verify(cs.PeerCertificates, server, name, now(), known)
 	}
 }
