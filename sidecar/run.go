@@ -152,7 +152,7 @@ func Run(ctx context.Context, o Options) error {
 	select {
 	case <-p.state.Ready():
 		p.log.Info("ready", "listeners", p.addresses(), "workers", len(p.workers))
-		<-ctx.Done()
+		newMemory().run(ctx)
 	case <-ctx.Done():
 	}
 	p.drain()

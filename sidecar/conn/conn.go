@@ -15,6 +15,7 @@ package conn
 import (
 	"crypto/tls"
 	"errors"
+	"math"
 	"net/netip"
 	"time"
 
@@ -85,15 +86,15 @@ type Conn struct {
 	prev   *Conn
 	remote netip.AddrPort
 	local  netip.AddrPort
-	peer   Address // what was dialed
+	path   string // of a Unix socket that was dialed
 
 	out  buffer.Buffer // what the handler wrote and the socket, or TLS, did not take yet
 	kept buffer.Buffer // what the handler was given and did not consume
 	sec  *secure       // nil while plain
 
-	high, low     int
-	paused        int
-	lingered      int
+	high, low     int32
+	paused        int32
+	lingered      int32
 	read, written uint64
 	err           error // what Closed will get
 	werr          error // why output is dropped; input may still be worth reading
@@ -177,8 +178,11 @@ func (c *Conn) SetLimit(n int) {
 	c.SetMarks(n, n/2)
 }
 
-// SetMarks sets the high and low marks of the output apart.
-func (c *Conn) SetMarks(high, low int) { c.high, c.low = high, min(low, high) }
+// SetMarks sets the high and low marks of the output apart. A mark beyond 2 GiB is 2 GiB.
+func (c *Conn) SetMarks(high, low int) {
+	high = min(high, math.MaxInt32)
+	c.high, c.low = int32(high), int32(min(low, high))
+}
 
 // SetHandshakeTimeout is for the next StartTLSServer or StartTLSClient; 0 is DefaultHandshakeTimeout.
 func (c *Conn) SetHandshakeTimeout(d time.Duration) { c.handshakeTime = d }
@@ -234,7 +238,7 @@ func (c *Conn) Write(p []byte) {
 
 // Full says that more than the high mark waits to be sent; Drained will follow.
 func (c *Conn) Full() bool {
-	if c.pending() <= c.high || c.closed || c.werr != nil {
+	if c.pending() <= int(c.high) || c.closed || c.werr != nil {
 		return false
 	}
 	c.wasFull = true

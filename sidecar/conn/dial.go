@@ -33,8 +33,7 @@ const retryPath = 5 * time.Millisecond
 func Dial(w *loop.Worker, addr Address, o DialOptions, h Handler) *Conn {
 	c := newConn(w)
 	c.h = h
-	c.peer = addr
-	c.remote = addr.IP
+	c.remote, c.path = addr.IP, addr.Path
 	c.connecting = true
 	c.handshakeTime = o.HandshakeTimeout
 	c.SetLimit(o.Limit)
@@ -62,7 +61,7 @@ func (c *Conn) connect(sa unix.Sockaddr) {
 		return
 	}
 	err := unix.Connect(c.fd, sa)
-	if errors.Is(err, unix.EAGAIN) && c.peer.IsUnix() {
+	if errors.Is(err, unix.EAGAIN) && c.path != "" {
 		var retry loop.Timer
 		retry.Init(func() { c.connect(sa) })
 		c.w.Schedule(&retry, retryPath)
@@ -74,7 +73,7 @@ func (c *Conn) connect(sa unix.Sockaddr) {
 		c.token, err = c.w.Add(c.fd, (*source)(c), loop.Stream)
 	}
 	if err != nil {
-		c.close(fmt.Errorf("connect to %s: %w", c.peer, err))
+		c.close(fmt.Errorf("connect to %s: %w", c.dialed(), err))
 	}
 }
 
@@ -131,16 +130,19 @@ func prepare(fd, family int, o DialOptions) error {
 	return nil
 }
 
+// dialed is where the connection was to go.
+func (c *Conn) dialed() Address { return Address{IP: c.remote, Path: c.path} }
+
 // finishConnect learns what became of connect.
 func (c *Conn) finishConnect() {
 	if err := socketError(c.fd); err != nil {
-		c.close(fmt.Errorf("connect to %s: %w", c.peer, err))
+		c.close(fmt.Errorf("connect to %s: %w", c.dialed(), err))
 		return
 	}
 	c.connecting = false
 	c.timer.Stop()
 	c.writable = true
-	if !c.peer.IsUnix() {
+	if c.path == "" {
 		c.local = localAddr(c.fd)
 	}
 	if c.sec != nil {

@@ -185,7 +185,7 @@ func (c *Conn) discard() {
 	if !ok {
 		return
 	}
-	if c.lingered += n; c.lingered > lingerBytes {
+	if c.lingered += int32(n); c.lingered > lingerBytes {
 		c.close(c.err)
 	}
 }
@@ -209,7 +209,7 @@ func (c *Conn) present(p []byte) {
 			c.sec.feed(p)
 			return
 		}
-		if n == 0 && len(p) > c.high && c.paused == 0 {
+		if n == 0 && len(p) > int(c.high) && c.paused == 0 {
 			c.close(ErrReadLimit)
 			return
 		}
@@ -237,7 +237,7 @@ func (c *Conn) presentKept() {
 			c.kept.Release()
 			return
 		}
-		if n == 0 && c.kept.Len() > c.high && c.paused == 0 {
+		if n == 0 && c.kept.Len() > int(c.high) && c.paused == 0 {
 			c.close(ErrReadLimit)
 			return
 		}

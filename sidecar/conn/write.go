@@ -73,7 +73,7 @@ func (c *Conn) flush() {
 	if c.wantShut && !c.shut && (c.open || c.lingering) && c.pending() == 0 {
 		c.shutdown()
 	}
-	if c.wasFull && c.pending() <= c.low && !c.closed && !c.lingering {
+	if c.wasFull && c.pending() <= int(c.low) && !c.closed && !c.lingering {
 		c.drained()
 	}
 }

@@ -26,6 +26,7 @@ const (
 
 // echo answers each request at its end, as a stream would, without keeping anything.
 type echo struct {
+	quiet
 	s    *ServerStream
 	head message.Head
 	body []byte

@@ -58,6 +58,7 @@ func (r *record) essence() string {
 
 type recordAcceptor struct {
 	record
+	quiet
 	s *ServerStream
 }
 

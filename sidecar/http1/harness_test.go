@@ -149,11 +149,23 @@ type peer struct {
 func newPeer(t testing.TB, o *Options) *peer {
 	p := &peer{tape: &tape{t: t}, out: newSink()}
 	p.c = NewServer(p.out, o, p)
-	p.c.OnMessageDone = func() { p.done++ }
-	p.c.OnResume = func() { p.resumes++ }
-	p.c.OnSendEOF = func() { p.eofs++ }
 	return p
 }
+
+// quiet is an Owner whose test looks at the streams alone.
+type quiet struct{}
+
+func (quiet) MessageDone()                  {}
+func (quiet) Resumed()                      {}
+func (quiet) SendEOF()                      {}
+func (quiet) RefusalFields(b []byte) []byte { return b }
+
+func (p *peer) MessageDone() { p.done++ }
+func (p *peer) Resumed()     { p.resumes++ }
+func (p *peer) SendEOF()     { p.eofs++ }
+
+// RefusalFields adds nothing.
+func (p *peer) RefusalFields(b []byte) []byte { return b }
 
 func (p *peer) NewStream(s *ServerStream) message.Receiver {
 	p.s = s

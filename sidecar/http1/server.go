@@ -6,11 +6,25 @@ import (
 	"sallyport/sidecar/message"
 )
 
-// Acceptor takes the streams of a ServerConn.
-type Acceptor interface {
+// Owner has a ServerConn and takes its streams. (An interface and not a
+// function per event: those would be four allocations of every connection.)
+type Owner interface {
 	// NewStream is called when a request head is complete, right before its
 	// Head event; s is the way back and is valid until the exchange is over.
 	NewStream(s *ServerStream) message.Receiver
+	// MessageDone is called when an exchange is over, request and response,
+	// or the connection is: see ShouldClose. The owner may go on feeding
+	// bytes it kept, after the call that this one came from has returned.
+	MessageDone()
+	// Resumed asks the owner to feed the bytes it kept again, likewise
+	// later: a Resume followed a Pause, or an upgrade was accepted.
+	Resumed()
+	// SendEOF is called when a tunnel's sending side ended: the owner
+	// shuts down writing once the Output is empty.
+	SendEOF()
+	// RefusalFields appends field lines, each with CRLF, to the head of a
+	// response that Refuse writes: Date and the like, which are the owner's to say.
+	RefusalFields(b []byte) []byte
 }
 
 // serverPhase is where the request side of an exchange stands.
@@ -32,26 +46,13 @@ const (
 //
 // A Head that a Receiver is given may be taken by exchange: *own, *h = *h, *own.
 type ServerConn struct {
-	// OnMessageDone is called when an exchange is over, request and response,
-	// or the connection is: see ShouldClose. The caller may go on feeding
-	// bytes it kept, after the call that this one came from has returned.
-	OnMessageDone func()
-	// OnResume asks the caller to feed the bytes it kept again, likewise
-	// later: a Resume followed a Pause, or an upgrade was accepted.
-	OnResume func()
-	// OnSendEOF is called when a tunnel's sending side ended: the caller
-	// shuts down writing once the Output is empty.
-	OnSendEOF func()
 	// Scheme is :scheme of the requests, where it is not that of Options.
 	Scheme string
-	// RefusalFields appends field lines, each with CRLF, to the head of a
-	// response that Refuse writes: Date and the like, which are the owner's to say.
-	RefusalFields func(b []byte) []byte
 
-	out      Output
-	o        *Options
-	limits   limits
-	acceptor Acceptor
+	out    Output
+	o      *Options
+	limits limits
+	owner  Owner
 
 	r      message.Receiver // nil between exchanges, and when the stream was reset
 	stream ServerStream
@@ -73,11 +74,11 @@ type ServerConn struct {
 }
 
 // NewServer returns the codec of an accepted connection.
-func NewServer(out Output, o *Options, a Acceptor) *ServerConn {
+func NewServer(out Output, o *Options, owner Owner) *ServerConn {
 	if o == nil {
 		o = new(Options)
 	}
-	c := &ServerConn{out: out, o: o, limits: o.limits(), acceptor: a}
+	c := &ServerConn{out: out, o: o, limits: o.limits(), owner: owner}
 	c.stream.c = c
 	return c
 }
@@ -209,7 +210,7 @@ func (c *ServerConn) begin() *Error {
 		c.phase = serverBody
 	}
 	epoch := c.epoch
-	switch r := c.acceptor.NewStream(&c.stream); {
+	switch r := c.owner.NewStream(&c.stream); {
 	case c.epoch != epoch: // the connection was ended meanwhile
 	case r == nil:
 		c.abort()
@@ -239,9 +240,7 @@ func (c *ServerConn) settle(epoch uint32) {
 	} else {
 		c.phase, c.answered, c.sent = serverHead, false, false
 	}
-	if c.OnMessageDone != nil {
-		c.OnMessageDone()
-	}
+	c.owner.MessageDone()
 }
 
 // shut ends the connection for both directions and returns the stream that was open, or nil.
@@ -263,9 +262,7 @@ func (c *ServerConn) abort() {
 	}
 	c.aborted = !c.sent
 	c.shut()
-	if c.OnMessageDone != nil {
-		c.OnMessageDone()
-	}
+	c.owner.MessageDone()
 }
 
 // fail ends the connection because of what came in, or did not; the caller
@@ -289,9 +286,7 @@ func (c *ServerConn) misuse() {
 		c.refuse(502)
 	}
 	c.shut().Reset(message.LocalReset)
-	if c.OnMessageDone != nil {
-		c.OnMessageDone()
-	}
+	c.owner.MessageDone()
 }
 
 // Refuse answers with a bare response of that status, if no response head was
@@ -309,10 +304,7 @@ func (c *ServerConn) Refuse(status int) (n int) {
 func (c *ServerConn) refuse(status int) int {
 	b := c.out.Buffer()
 	text := reason(status)
-	var fields []byte
-	if c.RefusalFields != nil {
-		fields = c.RefusalFields(nil)
-	}
+	fields := c.owner.RefusalFields(nil)
 	f := b.Free(160 + len(text)*2 + len(fields))[:0]
 	f = append(f, "HTTP/1.1 "...)
 	f = strconv.AppendInt(f, int64(status), 10)
@@ -368,7 +360,7 @@ func (c *ServerConn) Aborted() bool { return c.aborted }
 
 // Blocked says that bytes that Feed left wait for something other than more
 // bytes: Resume, the end of the response, or the answer to an upgrade. The
-// caller stops reading until OnResume or OnMessageDone.
+// caller stops reading until Resumed or MessageDone.
 func (c *ServerConn) Blocked() bool {
 	switch c.phase {
 	case serverDone, serverAsked:

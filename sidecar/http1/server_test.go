@@ -24,7 +24,7 @@ func TestAPipelinedRequestWaitsForTheResponseBeforeIt(t *testing.T) {
 	}
 	p.s.Data(nil, true)
 	if p.done != 1 {
-		t.Fatal("OnMessageDone was not called")
+		t.Fatal("MessageDone was not called")
 	}
 	if rest, _ = p.feed(rest, 1000); rest != "" || p.text() != "GET h /a{}. GET h /b{}." {
 		t.Errorf("rest %q, %s", rest, p.text())
@@ -90,7 +90,7 @@ func TestPauseLeavesBytesUntilResume(t *testing.T) {
 		}
 		p.s.Resume()
 		if p.resumes != 1 {
-			t.Fatal("OnResume was not called")
+			t.Fatal("Resumed was not called")
 		}
 		p.onData = func([]byte, bool) { p.s.Pause() }
 		pieces := 0
@@ -219,7 +219,7 @@ func TestAnUpgradeBecomesATunnelWhenItIsAccepted(t *testing.T) {
 	}
 	p.s.Head(head(":status", "101", "upgrade", "websocket"), false)
 	if p.resumes != 1 {
-		t.Fatal("OnResume was not called")
+		t.Fatal("Resumed was not called")
 	}
 	rest, _ = p.feed(rest, 1000)
 	p.s.Data([]byte("down"), false)

@@ -50,9 +50,7 @@ func (s *ServerStream) Head(h *message.Head, end bool) {
 	case c.w.framing == frameTunnel:
 		c.x.close = true
 		c.phase = serverTunnel
-		if c.OnResume != nil {
-			c.OnResume()
-		}
+		c.owner.Resumed()
 		if end && c.epoch == epoch {
 			s.end(epoch)
 		}
@@ -102,9 +100,7 @@ func (s *ServerStream) end(epoch uint32) {
 	c := s.c
 	if c.w.framing == frameTunnel {
 		c.sentEOF = true
-		if c.OnSendEOF != nil {
-			c.OnSendEOF()
-		}
+		c.owner.SendEOF()
 		c.tunnelDone(epoch)
 		return
 	}
@@ -144,7 +140,7 @@ func (s *ServerStream) Resume() {
 	if c.paused == 0 {
 		return
 	}
-	if c.paused--; c.paused == 0 && c.r != nil && c.OnResume != nil {
-		c.OnResume()
+	if c.paused--; c.paused == 0 && c.r != nil {
+		c.owner.Resumed()
 	}
 }

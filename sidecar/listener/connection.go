@@ -32,15 +32,16 @@ type connection struct {
 	conn  *conn.Conn
 	cfg   *Config
 	chain *Chain
-	phase phase
 	index int // in local.open
+	phase phase
+
+	proxied bool // the PROXY header was read
 
 	transport string // "tls" or "raw_buffer", as inspection found
 	alpn      []string
 
-	proxied bool         // the PROXY header was read
 	handler conn.Handler // http or tcp once serving
-	timer   loop.Timer   // listener filters, then the chain's own limits
+	timer   *loop.Timer  // of the listener filters; nil where there are none
 	http    *httpServer
 	tcp     *tcpSession
 }
@@ -60,7 +61,6 @@ func (l *workerListener) accept(c *conn.Conn) {
 	c.SetLimit(cfg.BufferLimit)
 	k := &connection{local: l, conn: c, cfg: cfg, transport: "raw_buffer"}
 	k.Connection = stream.Connection{Worker: l.worker, ID: c.ID(), Remote: c.RemoteAddr(), Direct: c.RemoteAddr(), Local: c.LocalAddr(), Listener: cfg.Name}
-	k.timer.Init(k.inspectTimeout)
 	k.index = len(l.open)
 	l.open = append(l.open, k)
 	c.Start(k)
@@ -80,10 +80,11 @@ func (k *connection) Connected() {
 			return
 		}
 		if k.cfg.FilterTime > 0 {
-			k.Worker.Schedule(&k.timer, k.cfg.FilterTime)
+			k.timer = new(loop.Timer)
+			k.timer.Init(k.inspectTimeout)
+			k.Worker.Schedule(k.timer, k.cfg.FilterTime)
 		}
 	case handshaking:
-		k.timer.Stop()
 		k.Connection.TLS = k.conn.TLS()
 		k.peer()
 		k.serve()
@@ -146,7 +147,7 @@ func (k *connection) inspect(p []byte) int {
 			return n
 		}
 	}
-	k.timer.Stop()
+	stop(k.timer)
 	k.choose()
 	return n
 }
@@ -303,7 +304,7 @@ func (k *connection) Closed(err error) {
 		k.local.parent.server.limitedLog("TLS handshake failed", "listener", k.cfg.Name, "remote", k.Remote, "error", err)
 	}
 	k.phase = closed
-	k.timer.Stop()
+	stop(k.timer)
 	st.Add(statActive, -1)
 	st.Inc(statDestroy)
 	k.local.parent.connections.Add(-1)
@@ -328,7 +329,7 @@ func (k *connection) peer() {
 	}
 	leaf := st.PeerCertificates[0]
 	sum := sha256.Sum256(leaf.Raw)
-	p := stream.Peer{Cert: leaf, DNS: leaf.DNSNames, Subject: leaf.Subject.String(), Hash: hex.EncodeToString(sum[:])}
+	p := &stream.Peer{Cert: leaf, DNS: leaf.DNSNames, Subject: leaf.Subject.String(), Hash: hex.EncodeToString(sum[:])}
 	for _, u := range leaf.URIs {
 		p.URI = append(p.URI, u.String())
 	}

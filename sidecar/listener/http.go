@@ -27,18 +27,17 @@ type httpServer struct {
 	held     bool // reading is paused until the codec goes on
 	http2    bool // the codec is HTTP/2
 	idle     loop.Timer
-	head     loop.Timer // request_headers_timeout
-	life     loop.Timer // max_connection_duration
-	grace    loop.Timer // drain_timeout: between the two GOAWAYs, and to the forced end
-	since    time.Time  // idle since
+	since    time.Time // idle since
+
+	// Those below are made when they are first scheduled, which on most connections is never.
+	head  *loop.Timer // request_headers_timeout
+	life  *loop.Timer // max_connection_duration
+	grace *loop.Timer // drain_timeout: between the two GOAWAYs, and to the forced end
 }
 
 func newHTTPServer(k *connection) *httpServer {
 	h := &httpServer{k: k, stats: k.chain.HTTP.Stats.At(k.Worker.ID())}
 	h.idle.Init(h.idleTimeout)
-	h.head.Init(h.headTimeout)
-	h.life.Init(h.lifeTimeout)
-	h.grace.Init(h.graceOver)
 	return h
 }
 
@@ -55,7 +54,7 @@ func (h *httpServer) Connected() {
 		h.k.Worker.Schedule(&h.idle, m.ConnectionIdle)
 	}
 	if m.MaxConnection > 0 {
-		h.k.Worker.Schedule(&h.life, m.MaxConnection)
+		h.schedule(&h.life, h.lifeTimeout, m.MaxConnection)
 	}
 	switch {
 	case m.Codec == stream.HTTP2 || m.Codec == stream.Auto && h.k.TLS != nil && h.k.TLS.NegotiatedProtocol == "h2":
@@ -71,10 +70,6 @@ func (h *httpServer) start1() {
 	if h.k.TLS != nil {
 		h.h1.Scheme = "https"
 	}
-	h.h1.RefusalFields = h.refusalFields
-	h.h1.OnMessageDone = h.unhold
-	h.h1.OnResume = h.unhold
-	h.h1.OnSendEOF = h.k.conn.CloseWrite
 }
 
 func (h *httpServer) start2() {
@@ -171,14 +166,32 @@ func (h *httpServer) data1(p []byte) int {
 			h.held = true
 			h.k.conn.PauseRead()
 		}
-	} else if n < len(p) && h.active == 0 && h.k.chain.HTTP.RequestHeaders > 0 && !h.head.Scheduled() {
-		h.k.Worker.Schedule(&h.head, h.k.chain.HTTP.RequestHeaders)
+	} else if n < len(p) && h.active == 0 && h.k.chain.HTTP.RequestHeaders > 0 && !scheduled(h.head) {
+		h.schedule(&h.head, h.headTimeout, h.k.chain.HTTP.RequestHeaders)
 	}
 	return n
 }
 
-// refusalFields are what every response of the manager has.
-func (h *httpServer) refusalFields(b []byte) []byte {
+// schedule makes the timer where it is not there yet.
+func (h *httpServer) schedule(t **loop.Timer, f func(), d time.Duration) {
+	if *t == nil {
+		*t = new(loop.Timer)
+		(*t).Init(f)
+	}
+	h.k.Worker.Schedule(*t, d)
+}
+
+func scheduled(t *loop.Timer) bool { return t != nil && t.Scheduled() }
+
+func stop(t *loop.Timer) {
+	if t != nil {
+		t.Stop()
+	}
+}
+
+// RefusalFields are what every response of the manager has.
+func (a *acceptor1) RefusalFields(b []byte) []byte {
+	h := (*httpServer)(a)
 	b = append(append(b, "date: "...), h.k.local.factory.Date()...)
 	if m := h.Manager(); m.ServerHeader != stream.ServerPassThrough {
 		b = append(append(b, "\r\nserver: "...), m.ServerName...)
@@ -256,6 +269,11 @@ func (a *acceptor1) NewStream(s *http1.ServerStream) message.Receiver {
 	return (*httpServer)(a).newStream(s, p)
 }
 
+// MessageDone, Resumed and SendEOF are the codec's: see http1.Owner.
+func (a *acceptor1) MessageDone() { (*httpServer)(a).unhold() }
+func (a *acceptor1) Resumed()     { (*httpServer)(a).unhold() }
+func (a *acceptor1) SendEOF()     { a.k.conn.CloseWrite() }
+
 // NewStream makes the stream of a request.
 func (a *acceptor2) NewStream(s *http2.Stream) message.Receiver {
 	return (*httpServer)(a).newStream(s, stream.ProtocolHTTP2)
@@ -264,7 +282,7 @@ func (a *acceptor2) NewStream(s *http2.Stream) message.Receiver {
 func (h *httpServer) newStream(down message.Sender, p stream.Protocol) message.Receiver {
 	h.active++
 	h.served++
-	h.head.Stop()
+	stop(h.head)
 	if limit := h.Manager().MaxRequests; limit > 0 && h.served >= limit {
 		h.drain()
 	}
@@ -286,7 +304,7 @@ func (h *httpServer) StreamDone(*stream.Stream) {
 	h.active--
 	if h.active == 0 {
 		h.since = h.k.Worker.Now()
-		if h.draining && h.h2 != nil && h.h2.Draining() && !h.grace.Scheduled() {
+		if h.draining && h.h2 != nil && h.h2.Draining() && !scheduled(h.grace) {
 			h.end()
 		}
 	}
@@ -303,13 +321,13 @@ func (h *httpServer) drain() {
 	switch {
 	case h.h2 != nil:
 		h.h2.GoAway(true)
-		h.k.Worker.Schedule(&h.grace, h.graceTime())
+		h.schedule(&h.grace, h.graceOver, h.graceTime())
 	case h.h1 != nil:
 		h.h1.Drain()
 		if h.active == 0 {
 			// An idle connection may have a request on its way; it is
 			// given a moment, and gets "connection: close" with the answer.
-			h.k.Worker.Schedule(&h.grace, h.graceTime())
+			h.schedule(&h.grace, h.graceOver, h.graceTime())
 		}
 	default:
 		h.end()
@@ -403,9 +421,9 @@ func (h *httpServer) Drained() {
 func (h *httpServer) Closed(error) {
 	h.closing = true
 	h.idle.Stop()
-	h.head.Stop()
-	h.life.Stop()
-	h.grace.Stop()
+	stop(h.head)
+	stop(h.life)
+	stop(h.grace)
 	h.stats.Add(stream.StatCxActive, -1)
 	h.stats.Inc(stream.StatCxDestroy)
 	h.stats.Add(stream.StatCxRxBytes, int64(h.k.conn.BytesRead()))

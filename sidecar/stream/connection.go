@@ -22,8 +22,8 @@ type Connection struct {
 	TLS *tls.ConnectionState
 	// SNI as the ClientHello had it, also where TLS is passed through.
 	SNI string
-	// Peer is the client's identity, zero without a client certificate.
-	Peer Peer
+	// Peer is the client's identity, nil without a client certificate.
+	Peer *Peer
 	// Attached is what filters keep for the life of the connection, by a key
 	// of their own; nil until one does.
 	Attached map[any]any
@@ -46,7 +46,7 @@ type Peer struct {
 
 // Principal is the SPIFFE ID of the peer: its URI name, or "".
 func (c *Connection) Principal() string {
-	if len(c.Peer.URI) > 0 {
+	if c.Peer != nil && len(c.Peer.URI) > 0 {
 		return c.Peer.URI[0]
 	}
 	return ""

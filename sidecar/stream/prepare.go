@@ -226,7 +226,7 @@ func within(prefixes []netip.Prefix, a netip.Addr) bool {
 // without it, anybody could claim any identity to the application.
 func (s *Stream) clientCert() {
 	h, m := &s.Request, s.Manager
-	mtls := s.Conn.Peer.Cert != nil
+	mtls := s.Conn.Peer != nil
 	switch m.ForwardCert {
 	case CertAlwaysForwardOnly:
 		return

@@ -20,7 +20,7 @@ func (s *Stream) match() {
 	if t == nil {
 		return
 	}
-	known := s.Conn.Peer.Cert != nil // a certificate that was not verified ends the handshake
+	known := s.Conn.Peer != nil // a certificate that was not verified ends the handshake
 	s.Route = t.Match(&s.Request, s.random, route.MatchInfo{TLS: s.Conn.TLS != nil, ClientCert: known, Validated: known, Internal: s.Request.Has(message.XEnvoyInternal)})
 	if s.Route == nil || s.Route.Forward == nil {
 		return

@@ -357,6 +357,14 @@ func grpcStatus(dst []byte, s *stream.Stream) ([]byte, bool) {
 	return append(dst, v...), v != nil
 }
 
+// peer is the client's identity, an empty one where it showed none.
+func peer(s *stream.Stream) *stream.Peer {
+	if p := s.Conn.Peer; p != nil {
+		return p
+	}
+	return &stream.Peer{}
+}
+
 func text(f func(s *stream.Stream) string) getter {
 	return func(dst []byte, s *stream.Stream) ([]byte, bool) {
 		v := f(s)
@@ -433,11 +441,11 @@ var texts = map[string]getter{
 	"DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT": addr(func(s *stream.Stream) netip.AddrPort { return s.Conn.Direct }),
 	"DOWNSTREAM_LOCAL_ADDRESS":                      addrPort(func(s *stream.Stream) netip.AddrPort { return s.Conn.Local }),
 	"DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT":         addr(func(s *stream.Stream) netip.AddrPort { return s.Conn.Local }),
-	"DOWNSTREAM_PEER_URI_SAN":                       text(func(s *stream.Stream) string { return strings.Join(s.Conn.Peer.URI, ",") }),
-	"DOWNSTREAM_PEER_DNS_SAN":                       text(func(s *stream.Stream) string { return strings.Join(s.Conn.Peer.DNS, ",") }),
-	"DOWNSTREAM_PEER_SUBJECT":                       text(func(s *stream.Stream) string { return s.Conn.Peer.Subject }),
-	"DOWNSTREAM_PEER_FINGERPRINT_256":               text(func(s *stream.Stream) string { return s.Conn.Peer.Hash }),
-	"DOWNSTREAM_LOCAL_URI_SAN":                      text(func(s *stream.Stream) string { return s.Conn.Peer.LocalURI }),
+	"DOWNSTREAM_PEER_URI_SAN":                       text(func(s *stream.Stream) string { return strings.Join(peer(s).URI, ",") }),
+	"DOWNSTREAM_PEER_DNS_SAN":                       text(func(s *stream.Stream) string { return strings.Join(peer(s).DNS, ",") }),
+	"DOWNSTREAM_PEER_SUBJECT":                       text(func(s *stream.Stream) string { return peer(s).Subject }),
+	"DOWNSTREAM_PEER_FINGERPRINT_256":               text(func(s *stream.Stream) string { return peer(s).Hash }),
+	"DOWNSTREAM_LOCAL_URI_SAN":                      text(func(s *stream.Stream) string { return peer(s).LocalURI }),
 	"DOWNSTREAM_TLS_VERSION": text(func(s *stream.Stream) string {
 		if s.Conn.TLS == nil {
 			return ""

@@ -108,7 +108,7 @@ func (f *Filter) requirement(s *stream.Stream, h *message.Head) (need *requireme
 	}
 	for i := range f.rules {
 		// Rules have no fractions, so no random number is needed.
-		if r := &f.rules[i]; r.match.Match(h, 0, route.MatchInfo{TLS: s.Conn.TLS != nil, ClientCert: s.Conn.Peer.Cert != nil, Validated: s.Conn.Peer.Cert != nil}) {
+		if r := &f.rules[i]; r.match.Match(h, 0, route.MatchInfo{TLS: s.Conn.TLS != nil, ClientCert: s.Conn.Peer != nil, Validated: s.Conn.Peer != nil}) {
 			return r.needs, ""
 		}
 	}

@@ -81,7 +81,7 @@ func (n *node) match(f *facts) bool {
 	case opServerName:
 		return n.text.MatchString(f.conn.SNI)
 	case opAuthenticated:
-		return f.conn.Peer.Cert != nil
+		return f.conn.Peer != nil
 	case opPrincipal:
 		return n.matchPrincipal(f)
 	case opSourceIP:
@@ -98,8 +98,8 @@ func (n *node) match(f *facts) bool {
 // then DNS names, then the subject. Without a verified certificate nothing
 // matches, not even an expression that takes the empty string.
 func (n *node) matchPrincipal(f *facts) bool {
-	p := &f.conn.Peer
-	if p.Cert == nil {
+	p := f.conn.Peer
+	if p == nil {
 		return false
 	}
 	for _, u := range p.URI {

@@ -41,7 +41,7 @@ func policyJSON(action, permissions, principals string) string {
 
 func TestRules(t *testing.T) {
 	cert := func(r *filtertest.Rig) {
-		r.Conn.Peer = stream.Peer{Cert: &x509.Certificate{}, URI: []string{"spiffe://mesh/ns/default/svc/web"}, DNS: []string{"web.mesh"}, Subject: "CN=web"}
+		r.Conn.Peer = &stream.Peer{Cert: &x509.Certificate{}, URI: []string{"spiffe://mesh/ns/default/svc/web"}, DNS: []string{"web.mesh"}, Subject: "CN=web"}
 	}
 	for name, c := range map[string]struct {
 		action, permissions, principals string
@@ -151,7 +151,7 @@ func TestNetwork(t *testing.T) {
 	if ok, detail := n.Allow(conn); ok || detail != "rbac_access_denied_matched_policy[none]" {
 		t.Errorf("without a certificate: %v %q", ok, detail)
 	}
-	conn.Peer = stream.Peer{Cert: &x509.Certificate{}, URI: []string{"spiffe://mesh/x"}}
+	conn.Peer = &stream.Peer{Cert: &x509.Certificate{}, URI: []string{"spiffe://mesh/x"}}
 	if ok, _ := n.Allow(conn); !ok {
 		t.Error("the right certificate is denied")
 	}
@@ -202,7 +202,7 @@ func BenchmarkAllow(b *testing.B) {
 		`[{"and_rules":{"rules":[{"header":{"name":":method","string_match":{"exact":"GET"}}},{"url_path":{"path":{"prefix":"/api/"}}}]}}]`,
 		`[{"authenticated":{"principal_name":{"exact":"spiffe://mesh/ns/default/svc/web"}}}]`))})
 	e := f.(*Filter).rules.enforced
-	x := facts{head: filtertest.Head("GET", "/api/orders?x=1"), conn: &stream.Connection{Peer: stream.Peer{Cert: &x509.Certificate{}, URI: []string{"spiffe://mesh/ns/default/svc/web"}}}}
+	x := facts{head: filtertest.Head("GET", "/api/orders?x=1"), conn: &stream.Connection{Peer: &stream.Peer{Cert: &x509.Certificate{}, URI: []string{"spiffe://mesh/ns/default/svc/web"}}}}
 	b.ReportAllocs()
 	for b.Loop() {
 		if ok, _ := e.judge(&x); !ok {
