@@ -69,7 +69,7 @@ const (
 	// DefaultHandshakeTimeout bounds a TLS handshake.
 	DefaultHandshakeTimeout = 15 * time.Second
 
-	readsPerTurn = 4       // of one connection, each up to readSize
+	readsPerTurn = 4       // of one connection, each up to ReadSize
 	lingerBytes  = 4 << 20 // what CloseAfterFlush reads and drops at most
 	lingerTime   = time.Second
 )
@@ -99,8 +99,8 @@ type Conn struct {
 	err           error // what Closed will get
 	werr          error // why output is dropped; input may still be worth reading
 	timer         loop.Timer
-	handshakeTime time.Duration
-	lingerFor     time.Duration
+	patience      time.Duration // how long the handshake may take, later the lingering
+	pipes         *splices      // nil until the connection is spliced
 
 	connecting bool // the TCP handshake is under way
 	open       bool // the handler's bytes flow, as opposed to connecting or handshaking
@@ -118,6 +118,7 @@ type Conn struct {
 	wasFull    bool
 	flushing   bool // TurnEnd is registered
 	turning    bool // Turn is registered
+	noSplice   bool
 }
 
 func newConn(w *loop.Worker) *Conn {
@@ -185,7 +186,7 @@ func (c *Conn) SetMarks(high, low int) {
 }
 
 // SetHandshakeTimeout is for the next StartTLSServer or StartTLSClient; 0 is DefaultHandshakeTimeout.
-func (c *Conn) SetHandshakeTimeout(d time.Duration) { c.handshakeTime = d }
+func (c *Conn) SetHandshakeTimeout(d time.Duration) { c.patience = d }
 
 // Handler is the current one, nil before Start.
 func (c *Conn) Handler() Handler { return c.h }
@@ -249,6 +250,9 @@ func (c *Conn) pending() int {
 	n := c.out.Len()
 	if c.sec != nil {
 		n += c.sec.out.Len()
+	}
+	if p := c.splices().from; p != nil {
+		n += p.n
 	}
 	return n
 }
@@ -324,8 +328,9 @@ func (c *Conn) linger(err error, timeout time.Duration) {
 	if timeout <= 0 {
 		timeout = lingerTime
 	}
-	c.lingering, c.wantShut, c.err, c.lingerFor = true, true, err, timeout
+	c.lingering, c.wantShut, c.err, c.patience = true, true, err, timeout
 	c.w.Schedule(&c.timer, timeout)
+	c.unspliceInput()
 	c.Flush()
 	c.again()
 }
@@ -349,6 +354,8 @@ func (c *Conn) close(err error) {
 		unix.Close(c.fd)
 		c.fd = -1
 	}
+	c.unspliceInput()
+	c.unspliceOutput()
 	c.w.AtTurnEnd((*finisher)(c))
 }
 

@@ -35,7 +35,7 @@ func Dial(w *loop.Worker, addr Address, o DialOptions, h Handler) *Conn {
 	c.h = h
 	c.remote, c.path = addr.IP, addr.Path
 	c.connecting = true
-	c.handshakeTime = o.HandshakeTimeout
+	c.patience = o.HandshakeTimeout
 	c.SetLimit(o.Limit)
 	family, sa, err := addr.sockaddr()
 	if err == nil {

@@ -3,8 +3,9 @@ package conn
 import "sallyport/sidecar/loop"
 
 const (
-	// readSize is one read of a plain connection, and of the ciphertext of another.
-	readSize = 64 << 10
+	// ReadSize is one read of a plain connection, and of the ciphertext of
+	// another: a Data of this length says that there is more where it came from.
+	ReadSize = 64 << 10
 	// maxRecord is the longest TLS record, header included (RFC 8446 §5.2, RFC 5246 §6.2.3).
 	maxRecord = recordHeader + maxCiphertext
 	maxPlain  = 16 << 10 // of one record
@@ -25,6 +26,8 @@ type engine struct {
 	coroutines  []*coroutine // without a handshake
 	steps       []*handshake // that have input; the first stepped of them are done
 	stepped     int
+
+	pipes []*pipe // empty ones
 }
 
 type engineKey struct{}
@@ -34,8 +37,8 @@ func engineOf(w *loop.Worker) *engine {
 		e := &engine{
 			w:       w,
 			ids:     uint64(w.ID()) << 48,
-			scratch: make([]byte, readSize+maxRecord),
-			plain:   make([]byte, readSize),
+			scratch: make([]byte, ReadSize+maxRecord),
+			plain:   make([]byte, ReadSize),
 		}
 		w.OnStop(e.stop)
 		return e
@@ -84,4 +87,8 @@ func (e *engine) stop() {
 		co.stop()
 	}
 	e.coroutines = nil
+	for _, p := range e.pipes {
+		p.close()
+	}
+	e.pipes = nil
 }

@@ -69,7 +69,7 @@ func (c *Conn) takesInput() bool {
 	case c.sec != nil && !c.open:
 		return !c.sec.stalled
 	}
-	return c.paused == 0 && c.open && c.h != nil
+	return c.paused == 0 && c.open && c.h != nil && !c.splices().blocked()
 }
 
 // pump moves input to the handler: first what waits here, in the order in
@@ -152,7 +152,11 @@ func (c *Conn) recv(p []byte) (n int, ok bool) {
 }
 
 func (c *Conn) readOnce() {
-	p := c.e.scratch[:readSize]
+	if p := c.splices().to; p != nil {
+		c.spliceOnce(p)
+		return
+	}
+	p := c.e.scratch[:ReadSize]
 	if c.sec == nil {
 		if n, ok := c.recv(p); ok {
 			c.read += uint64(n)
@@ -172,7 +176,7 @@ func (c *Conn) readOnce() {
 	}
 	// Behind the piece of a record that was left over by the last read.
 	m := copy(c.e.scratch, c.sec.rest.Bytes())
-	n, ok := c.recv(c.e.scratch[m : m+readSize])
+	n, ok := c.recv(c.e.scratch[m : m+ReadSize])
 	if ok {
 		c.sec.rest.Release()
 		c.sec.decrypt(c.e.scratch[:m+n])
@@ -181,7 +185,7 @@ func (c *Conn) readOnce() {
 
 // discard is readOnce of a connection that lingers.
 func (c *Conn) discard() {
-	n, ok := c.recv(c.e.scratch[:readSize])
+	n, ok := c.recv(c.e.scratch[:ReadSize])
 	if !ok {
 		return
 	}

@@ -140,7 +140,7 @@ func (c *Conn) startTLS(cfg *tls.Config, client bool) {
 
 // begin starts the handshake's clock, and on the client's side the handshake.
 func (s *secure) begin() {
-	d := s.c.handshakeTime
+	d := s.c.patience
 	if d <= 0 {
 		d = DefaultHandshakeTimeout
 	}

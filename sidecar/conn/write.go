@@ -61,6 +61,9 @@ func (c *Conn) flush() {
 			c.written += uint64(n)
 			c.out.Consume(n)
 		}
+		if err == nil && c.out.Len() == 0 {
+			err = c.drainPipe()
+		}
 		if err != nil {
 			c.writeFailed(err)
 			return
@@ -68,7 +71,7 @@ func (c *Conn) flush() {
 	}
 	if c.lingering && c.pending() < before {
 		// A slow reader gets the last response whole as long as it reads.
-		c.w.Schedule(&c.timer, c.lingerFor)
+		c.w.Schedule(&c.timer, c.patience)
 	}
 	if c.wantShut && !c.shut && (c.open || c.lingering) && c.pending() == 0 {
 		c.shutdown()
@@ -110,6 +113,7 @@ func (c *Conn) writeFailed(err error) {
 	}
 	c.werr = err
 	c.out.Release()
+	c.unspliceOutput()
 	if c.sec != nil {
 		c.sec.out.Release()
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 
+	"sallyport/sidecar/conn"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/metric"
 	"sallyport/sidecar/route"
@@ -50,6 +51,7 @@ type tcpSession struct {
 	ended    bool
 	attempts uint32
 	active   time.Time
+	touch    func() // notes the activity of a spliced burst; nil until there is one
 	idle     loop.Timer
 	life     loop.Timer
 	record   *stream.Stream // for the access log
@@ -163,12 +165,28 @@ func (t *tcpSession) Data(p []byte) int {
 		return 0
 	}
 	t.active = t.k.Worker.Now()
-	t.up.Conn.Write(p)
-	if t.up.Conn.Full() && !t.kPaused {
+	if t.pass(t.k.conn, t.up.Conn, p); t.up.Conn.Full() && !t.kPaused {
 		t.kPaused = true
 		t.k.conn.PauseRead()
 	}
 	return len(p)
+}
+
+// pass sends p to the other side. A read that was filled says that more is
+// coming: where both sides are plain the burst then passes within the kernel.
+func (t *tcpSession) pass(from, to *conn.Conn, p []byte) {
+	if len(p) < conn.ReadSize || !from.CanSplice(to) {
+		to.Write(p)
+		return
+	}
+	to.WriteThrough(p)
+	if !from.CanSplice(to) {
+		return // it did not take all of it
+	}
+	if t.touch == nil {
+		t.touch = func() { t.active = t.k.Worker.Now() }
+	}
+	from.SpliceTo(to, t.touch)
 }
 
 // EOF passes the client's end of sending on.
@@ -249,8 +267,7 @@ func (u *tcpUpstream) Data(p []byte) int {
 		return len(p)
 	}
 	t.active = t.k.Worker.Now()
-	t.k.conn.Write(p)
-	if t.k.conn.Full() && !t.upPaused {
+	if t.pass(t.up.Conn, t.k.conn, p); t.k.conn.Full() && !t.upPaused {
 		t.upPaused = true
 		t.up.Conn.PauseRead()
 	}
