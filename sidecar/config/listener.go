@@ -81,6 +81,7 @@ func (c *compiler) listener(m *listenerv3.Listener) *listener.Config {
 		FilterTime:   c.duration("listener_filters_timeout", m.GetListenerFiltersTimeout(), defaultFilterTime),
 		ContinueTime: m.GetContinueOnListenerFiltersTimeout(),
 		OriginalDst:  m.GetUseOriginalDst().GetValue(),
+		HandOff:      m.GetUseOriginalDst().GetValue(),
 	}
 	o.Addresses = append(o.Addresses, c.address("address", m.GetAddress()))
 	for i, a := range m.GetAdditionalAddresses() {

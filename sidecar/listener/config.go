@@ -38,6 +38,7 @@ type Config struct {
 	ProxyHeader  bool          // envoy.filters.listener.proxy_protocol
 	ProxyOption  bool          // allow_requests_without_proxy_protocol
 	OriginalDst  bool          // envoy.filters.listener.original_dst or use_original_dst
+	HandOff      bool          // use_original_dst: to the listener of that address
 	FilterTime   time.Duration // listener_filters_timeout, default 15 s; 0 is none
 	ContinueTime bool          // continue_on_listener_filters_timeout
 

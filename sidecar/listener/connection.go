@@ -47,33 +47,49 @@ type connection struct {
 }
 
 func (l *workerListener) accept(c *conn.Conn) {
+	k := &connection{conn: c, transport: "raw_buffer"}
+	k.Connection = stream.Connection{Worker: l.worker, ID: c.ID(), Remote: c.RemoteAddr(), Direct: c.RemoteAddr(), Local: c.LocalAddr()}
+	if l.take(k) {
+		c.Start(k)
+	}
+}
+
+// take makes the connection one of this listener; false where it has too many.
+func (l *workerListener) take(k *connection) bool {
 	a := l.parent
 	cfg := a.cfg.Load()
 	if cfg.Connections > 0 && a.connections.Load() >= int64(cfg.Connections) {
 		a.stats.At(l.worker.ID()).Inc(statOverflow)
-		c.Reset()
-		return
+		k.phase = closed
+		k.conn.Reset()
+		return false
 	}
 	a.connections.Add(1)
 	st := a.stats.At(l.worker.ID())
 	st.Inc(statTotal)
 	st.Add(statActive, 1)
-	c.SetLimit(cfg.BufferLimit)
-	k := &connection{local: l, conn: c, cfg: cfg, transport: "raw_buffer"}
-	k.Connection = stream.Connection{Worker: l.worker, ID: c.ID(), Remote: c.RemoteAddr(), Direct: c.RemoteAddr(), Local: c.LocalAddr(), Listener: cfg.Name}
+	k.conn.SetLimit(cfg.BufferLimit)
+	k.local, k.cfg, k.Listener = l, cfg, cfg.Name
 	k.index = len(l.open)
 	l.open = append(l.open, k)
-	c.Start(k)
+	return true
+}
+
+// leave is the end of take.
+func (l *workerListener) leave(k *connection) {
+	st := l.parent.stats.At(l.worker.ID())
+	st.Add(statActive, -1)
+	st.Inc(statDestroy)
+	l.parent.connections.Add(-1)
+	l.remove(k)
 }
 
 // Connected is called at once by Start, and again when a TLS handshake is done.
 func (k *connection) Connected() {
 	switch k.phase {
 	case inspecting:
-		if k.cfg.OriginalDst {
-			if dst, err := conn.OriginalDst(k.conn.FD()); err == nil {
-				k.OriginalDst = dst
-			}
+		if k.cfg.OriginalDst && !k.restore() {
+			return
 		}
 		if !k.cfg.Inspect && !k.cfg.ProxyHeader && !k.cfg.HTTPInspect {
 			k.choose()
@@ -89,6 +105,28 @@ func (k *connection) Connected() {
 		k.peer()
 		k.serve()
 	}
+}
+
+// restore finds out where the client meant to go, and hands the connection over
+// to the listener of that address where there is one. false: it was refused.
+func (k *connection) restore() bool {
+	dst, err := k.local.parent.server.origin(k.conn)
+	if err != nil {
+		if !k.cfg.Transparent {
+			return true
+		}
+		dst = k.Local // TPROXY leaves the packet as it is
+	}
+	k.OriginalDst, k.Local = dst, dst
+	k.conn.SetLocalAddr(dst)
+	if !k.cfg.HandOff {
+		return true
+	}
+	if l := k.local.virtual.find(dst); l != nil && l != k.local {
+		k.local.leave(k)
+		return l.take(k)
+	}
+	return true
 }
 
 // Data passes on to whoever reads now. While a filter inspects, nothing is
@@ -305,10 +343,7 @@ func (k *connection) Closed(err error) {
 	}
 	k.phase = closed
 	stop(k.timer)
-	st.Add(statActive, -1)
-	st.Inc(statDestroy)
-	k.local.parent.connections.Add(-1)
-	k.local.remove(k)
+	k.local.leave(k)
 	if k.handler != nil {
 		k.handler.Closed(err)
 	}

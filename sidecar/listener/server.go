@@ -55,8 +55,29 @@ type Server struct {
 	lastLog   atomic.Int64 // unix nanoseconds of the last rate-limited line
 	dropped   atomic.Int64
 
+	virtual []virtual // one per worker
+	// origin asks the socket where the client meant to go; tests have no netfilter.
+	origin func(*conn.Conn) (netip.AddrPort, error)
+
 	mu     sync.Mutex
 	active map[string]*active
+}
+
+// virtual are the listeners without a socket, by address: connections come to
+// them from a listener with use_original_dst. Owned by a worker.
+type virtual map[netip.AddrPort]*workerListener
+
+// find returns the listener of that address, or else of any address with that port, as Envoy does.
+func (v virtual) find(a netip.AddrPort) *workerListener {
+	a = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+	if l := v[a]; l != nil {
+		return l
+	}
+	any := netip.IPv4Unspecified()
+	if a.Addr().Is6() {
+		any = netip.IPv6Unspecified()
+	}
+	return v[netip.AddrPortFrom(any, a.Port())]
 }
 
 // active is a listener with its sockets.
@@ -74,6 +95,7 @@ type workerListener struct {
 	parent  *active
 	worker  *loop.Worker
 	factory *stream.Factory
+	virtual virtual
 	sockets []*conn.Listener
 	open    []*connection
 	drained bool
@@ -81,9 +103,10 @@ type workerListener struct {
 
 // NewServer returns a server without listeners.
 func NewServer(workers []*loop.Worker, clusters *upstream.Registry, metrics *metric.Registry, log *slog.Logger) *Server {
-	s := &Server{workers: workers, metrics: metrics, log: log, active: map[string]*active{}}
+	s := &Server{workers: workers, metrics: metrics, log: log, active: map[string]*active{}, origin: (*conn.Conn).OriginalDst}
 	for _, w := range workers {
 		s.factories = append(s.factories, stream.NewFactory(w, clusters))
+		s.virtual = append(s.virtual, virtual{})
 	}
 	return s
 }
@@ -110,7 +133,7 @@ func (s *Server) Apply(cfg *Config) error {
 	a := &active{server: s, stats: s.metrics.Set("listener", cfg.StatPrefix, stats)}
 	a.cfg.Store(cfg)
 	for i, w := range s.workers {
-		a.locals = append(a.locals, &workerListener{parent: a, worker: w, factory: s.factories[i]})
+		a.locals = append(a.locals, &workerListener{parent: a, worker: w, factory: s.factories[i], virtual: s.virtual[i]})
 	}
 	fds, err := s.bind(a, cfg, old)
 	if err != nil {
@@ -192,6 +215,11 @@ func bindError(name string, addr conn.Address, err error) error {
 }
 
 func (l *workerListener) listen(fds []int) {
+	if cfg := l.parent.cfg.Load(); !cfg.Bind && !l.drained {
+		for _, a := range cfg.Addresses {
+			l.virtual[a.IP] = l
+		}
+	}
 	for i, fd := range fds {
 		if l.drained {
 			conn.CloseFD(fd)
@@ -234,6 +262,11 @@ func (a *active) close() {
 	for _, l := range a.locals {
 		l.worker.Post(func() {
 			l.drained = true
+			for a, v := range l.virtual {
+				if v == l {
+					delete(l.virtual, a)
+				}
+			}
 			for _, sock := range l.sockets {
 				sock.Close()
 			}
