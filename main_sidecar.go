@@ -18,6 +18,7 @@ import (
 	"sallyport/certs"
 	"sallyport/certs/source"
 	"sallyport/sidecar"
+	"sallyport/sidecar/accelerate"
 	"sallyport/sidecar/register"
 )
 
@@ -27,6 +28,7 @@ type sidecarFlags struct {
 	level string
 	mode  string
 	drain int
+	spare string
 }
 
 func (f *sidecarFlags) add(fs *pflag.FlagSet) {
@@ -34,6 +36,8 @@ func (f *sidecarFlags) add(fs *pflag.FlagSet) {
 	fs.StringVarP(&f.level, "log-level", "l", "info", "trace, debug, info, warning, error, critical or off")
 	fs.IntVar(&f.drain, "drain-time-s", 5, "seconds that connections have to end after SIGTERM")
 	fs.StringVar(&f.o.Zone, "service-zone", "", "zone of the node")
+	fs.StringVar(&f.spare, "accelerate", "off", "pass bytes to and from applications of this host by BPF instead of TCP: auto, on or off")
+	fs.StringVar(&f.o.Accelerate.Cgroup, "accelerate-cgroup", "", "folder of the cgroup v2 that holds the application (default: the sidecar's own)")
 	fs.StringVar(&f.o.CacheDir, "cache-dir", "", "folder (0700) that keeps the last good configuration over a restart")
 }
 
@@ -78,6 +82,9 @@ func (f *sidecarFlags) finish(fs *pflag.FlagSet) error {
 	}
 	if f.o.Concurrency < 0 {
 		return fmt.Errorf("--concurrency %d: must not be negative", f.o.Concurrency)
+	}
+	if f.o.Accelerate.Mode, err = accelerate.ParseMode(f.spare); err != nil {
+		return err
 	}
 	f.o.DrainTime = max(time.Duration(f.drain)*time.Second, time.Millisecond)
 	for _, n := range slices.Concat(ignoredValues, ignoredSwitches) {

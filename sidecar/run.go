@@ -22,10 +22,12 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"sallyport/certs/source"
+	"sallyport/sidecar/accelerate"
 	"sallyport/sidecar/active"
 	"sallyport/sidecar/admin"
 	"sallyport/sidecar/ads"
 	"sallyport/sidecar/config"
+	"sallyport/sidecar/conn"
 	"sallyport/sidecar/filter"
 	"sallyport/sidecar/listener"
 	"sallyport/sidecar/loop"
@@ -53,8 +55,10 @@ type Options struct {
 	Identity source.Source
 	// CacheDir keeps the last good configuration over a restart; "": nowhere.
 	CacheDir string
-	Log      *slog.Logger
-	Level    *slog.LevelVar
+	// Accelerate is for the hops between this process and applications of the same host.
+	Accelerate accelerate.Options
+	Log        *slog.Logger
+	Level      *slog.LevelVar
 }
 
 // cacheAfter is how long the control plane may take to answer at a start before
@@ -119,6 +123,7 @@ type process struct {
 	started  time.Time
 	draining atomic.Bool
 	quit     context.CancelFunc
+	spare    *accelerate.Accelerator // nil without
 }
 
 // Run serves until ctx ends, then drains. It returns an error only where the
@@ -174,6 +179,9 @@ func (p *process) start() error {
 		p.wait.Go(w.Run)
 	}
 	p.metrics = metric.NewRegistry(n)
+	if err := p.accelerate(); err != nil {
+		return err
+	}
 	p.clusters = upstream.NewRegistry(p.workers, p.metrics, p.log)
 	p.server = listener.NewServer(p.workers, p.clusters, p.metrics, p.log)
 	p.logs = telemetry.NewLogs(p.log)
@@ -186,6 +194,26 @@ func (p *process) start() error {
 		return err
 	}
 	return p.state.Start(p.boot)
+}
+
+// accelerate comes before listeners and clusters: sockets are accelerated that are made after it.
+func (p *process) accelerate() (err error) {
+	p.o.Accelerate.Log = p.log
+	if p.spare, err = accelerate.Open(p.o.Accelerate); p.spare == nil {
+		return err
+	}
+	for _, w := range p.workers {
+		w.Post(func() { conn.Accelerate(w, p.spare) })
+	}
+	for name, value := range map[string]func(accelerate.Counts) uint64{
+		"accelerate.connections":     func(c accelerate.Counts) uint64 { return c.Connections },
+		"accelerate.messages":        func(c accelerate.Counts) uint64 { return c.Messages },
+		"accelerate.bytes":           func(c accelerate.Counts) uint64 { return c.Bytes },
+		"accelerate.slow_directions": func(c accelerate.Counts) uint64 { return c.Slow },
+	} {
+		p.metrics.Outside(name, func() uint64 { return value(p.spare.Counts()) })
+	}
+	return nil
 }
 
 func (p *process) identity() secret.Identity {
@@ -284,6 +312,9 @@ func (p *process) stop() {
 		w.Stop()
 	}
 	p.wait.Wait()
+	if err := p.spare.Close(); err != nil {
+		p.log.Warn("acceleration of local hops ended with an error", "error", err)
+	}
 	if p.tracers != nil {
 		p.tracers.Close()
 	}

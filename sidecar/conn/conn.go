@@ -119,6 +119,9 @@ type Conn struct {
 	flushing   bool // TurnEnd is registered
 	turning    bool // Turn is registered
 	noSplice   bool
+	spared     bool   // TCP, perhaps: see Accelerator
+	held       bool   // must not be sent to until the peer has read
+	slot       uint16 // in the Accelerator
 }
 
 func newConn(w *loop.Worker) *Conn {

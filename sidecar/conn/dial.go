@@ -60,6 +60,9 @@ func (c *Conn) connect(sa unix.Sockaddr) {
 	if c.closed {
 		return
 	}
+	if c.e.accel != nil && c.path == "" {
+		c.e.accel.Mark(c.fd)
+	}
 	err := unix.Connect(c.fd, sa)
 	if errors.Is(err, unix.EAGAIN) && c.path != "" {
 		var retry loop.Timer
@@ -144,6 +147,7 @@ func (c *Conn) finishConnect() {
 	c.writable = true
 	if c.path == "" {
 		c.local = localAddr(c.fd)
+		c.localHop()
 	}
 	if c.sec != nil {
 		c.sec.shim.local = c.local

@@ -28,6 +28,7 @@ type engine struct {
 	stepped     int
 
 	pipes []*pipe // empty ones
+	accel *acceleration
 }
 
 type engineKey struct{}

@@ -177,6 +177,7 @@ type Listener struct {
 	unix   bool
 	accept func(*Conn)
 	pause  loop.Timer
+	forget func() // by the Accelerator; nil without
 }
 
 // Listen is ListenFD and NewListener for one worker alone; Close deletes the socket's file.
@@ -209,8 +210,12 @@ func NewListener(w *loop.Worker, fd int, accept func(*Conn)) (*Listener, error) 
 			l.local = l.addr.IP
 		}
 	}
+	if a := engineOf(w).accel; a != nil && !l.unix {
+		l.forget = a.Listen(fd, l.addr.IP.Port())
+	}
 	l.pause.Init(l.resume)
 	if err := l.watch(); err != nil {
+		l.unlisten()
 		unix.Close(fd)
 		return nil, fmt.Errorf("listener %s: %w", l.addr, err)
 	}
@@ -246,9 +251,17 @@ func (l *Listener) Close() {
 	_ = l.w.Del(l.fd, l.token)
 	unix.Close(l.fd)
 	l.fd = -1
+	l.unlisten()
 	if l.remove {
 		// It may be gone already.
 		_ = l.addr.Remove()
+	}
+}
+
+func (l *Listener) unlisten() {
+	if l.forget != nil {
+		l.forget()
+		l.forget = nil
 	}
 }
 
@@ -290,6 +303,7 @@ func (l *Listener) accepted(fd int, sa *unix.RawSockaddrAny) {
 		if c.local = l.local; !c.local.IsValid() {
 			c.local = localAddr(fd)
 		}
+		c.localHop()
 	}
 	token, err := l.w.Add(fd, (*source)(c), loop.Stream)
 	if err != nil {

@@ -27,7 +27,7 @@ func (s *source) Event(ev loop.Events) {
 			return
 		}
 	}
-	if ev&(loop.Out|loop.Err|loop.Hup) != 0 && !c.writable {
+	if ev&(loop.Out|loop.Err|loop.Hup) != 0 && !c.writable && !c.held {
 		c.writable = true
 		if c.pending() > 0 || c.wantShut {
 			c.Flush()
@@ -130,25 +130,30 @@ func (c *Conn) recv(p []byte) (n int, ok bool) {
 	case errno == unix.EINTR:
 		return 0, false // still readable: the caller comes again
 	case errno != 0:
-		c.readable = false
-		if c.lingering {
-			c.close(c.err)
-		} else if c.werr != nil {
-			c.close(c.werr)
-		} else {
-			c.close(fmt.Errorf("read: %w", errno))
-		}
+		c.readFailed(errno)
 		return 0, false
 	case r == 0:
 		c.readable = false
 		c.eofPending = true
 		return 0, false
 	}
-	if int(r) < len(p) && !c.hup {
+	if int(r) < len(p) && !c.hup && !(c.spared && c.e.accel.Overlaps(c.slot)) {
 		// All there was: more makes a new edge (epoll(7), question 9).
 		c.readable = false
 	}
 	return int(r), true
+}
+
+func (c *Conn) readFailed(errno syscall.Errno) {
+	c.readable = false
+	switch {
+	case c.lingering:
+		c.close(c.err)
+	case c.werr != nil:
+		c.close(c.werr)
+	default:
+		c.close(fmt.Errorf("read: %w", errno))
+	}
 }
 
 func (c *Conn) readOnce() {
@@ -284,12 +289,15 @@ func (c *Conn) probe() {
 	if c.paused == 0 || c.pumping || c.kept.Len() > 0 || c.sec != nil && c.sec.rest.Len() > 0 {
 		return
 	}
-	n, err := unix.IoctlGetInt(c.fd, unix.SIOCINQ)
-	if err != nil || n > 0 {
-		return
-	}
-	if c.recv(c.e.scratch[:1]); c.eofPending {
+	// Not FIONREAD, which knows only what TCP delivered (see Accelerator).
+	n, _, errno := syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(c.e.scratch))), 1, unix.MSG_PEEK, 0, 0)
+	switch {
+	case errno == 0 && n > 0, errno == unix.EAGAIN, errno == unix.EINTR:
+	case errno == 0:
+		c.readable = false
 		c.deliverEOF()
+	default:
+		c.readFailed(errno)
 	}
 }
 

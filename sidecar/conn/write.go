@@ -15,7 +15,9 @@ func (c *Conn) send(p []byte) (int, error) {
 		n, _, errno := syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_NOSIGNAL, 0, 0)
 		switch errno {
 		case 0:
-			if int(n) < len(p) {
+			if c.spared && c.e.accel.Full(c.slot) {
+				c.hold()
+			} else if int(n) < len(p) {
 				c.writable = false
 			}
 			return int(n), nil

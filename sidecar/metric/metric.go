@@ -152,6 +152,7 @@ type Registry struct {
 	mu       sync.Mutex
 	families map[[2]string]*Family
 	single   map[string]*Single
+	outside  map[string]func() uint64
 }
 
 // Single is a counter outside of any set, for filters. Safe for concurrent use.
@@ -201,6 +202,17 @@ func (r *Registry) Single(name string) *Single {
 	return s
 }
 
+// Outside adds a counter that something else keeps, the kernel for example; it
+// is asked whenever values are read.
+func (r *Registry) Outside(name string, value func() uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.outside == nil {
+		r.outside = map[string]func() uint64{}
+	}
+	r.outside[name] = value
+}
+
 // Families returns all sets, sorted by prefix and name.
 func (r *Registry) Families() []*Family {
 	r.mu.Lock()
@@ -225,6 +237,9 @@ func (r *Registry) Singles() map[string]uint64 {
 	m := make(map[string]uint64, len(r.single))
 	for n, s := range r.single {
 		m[n] = s.v.Load()
+	}
+	for n, value := range r.outside {
+		m[n] = value()
 	}
 	return m
 }
