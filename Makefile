@@ -14,10 +14,12 @@ RACE = $(if $(HAVE_CC),-race)
 CONSUL ?=
 FUZZTIME ?= 20s
 RUN ?=
+BENCH ?=
+SOAK ?= 10m
 # What is run a second time against a binary with the race detector.
 RACY := TestSameAnswersAsEnvoy|TestHTTP2Conformance
 
-.PHONY: help build check test lint unit integration bench demo fmt fuzz tools golden clean
+.PHONY: help build check test lint unit integration bench soak pgo demo fmt fuzz tools golden clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,11 +46,20 @@ unit: build ## unit tests, with the race detector where there is a C compiler
 # Run inside the folder, so that go test shows the summary of what was not run. RUN=regexp picks tests.
 integration: build tools ## black-box tests of the binary with real Envoy, Consul, h2spec (RUN=regexp for some)
 	$(if $(RUN),,cd integration/harness && $(GO) test -count=1)
+	$(if $(RUN),,cd integration/bench && $(GO) test -count=1 ./...)
 	cd integration && $(GO) test -count=1 -timeout 25m $(if $(RUN),-run '$(RUN)')
 	$(if $(RUN),,$(if $(HAVE_CC),cd integration && SALLYPORT_RACE=1 $(GO) test -count=1 -timeout 10m -run '$(RACY)'))
 
-bench: ## benchmarks of the codecs, balancers and the data path, with allocations
-	$(GO) test -run '^$$' -bench . -benchmem $(UNIT)
+# docs/benchmarks.md says what the figures mean, and how to have more rounds and seconds than here.
+bench: build ## benchmarks of the parts, then CPU per request beside Envoy, HAProxy and nginx (BENCH=regexp for some)
+	$(GO) test -run '^$$' -bench '$(or $(BENCH),.)' -benchmem $(UNIT)
+	$(GO) run ./integration/bench -rounds 1 -seconds 1.5 $(if $(BENCH),-only '$(BENCH)')
+
+soak: build ## full load for SOAK (10m); fails unless memory, descriptors and goroutines are flat
+	$(GO) run ./integration/bench soak -for $(SOAK)
+
+pgo: build ## default.pgo, a CPU profile of the data path under load, which go build uses
+	$(GO) run ./integration/bench pgo -o default.pgo
 
 demo: build ## the whole picture on this machine; CONSUL=1 with a real Consul
 	$(if $(CONSUL),integration/tools/install.sh consul)
