@@ -53,7 +53,11 @@ func (b *builder) manager(stat, routes string, f filterSet) *hcmv3.HttpConnectio
 // sidecar makes the listeners of a sidecar: one for the mesh, and one per service that the application calls.
 func (b *builder) sidecar() {
 	own := b.Catalog.Service(catalog.Name{Namespace: b.proxy.Namespace, Name: b.proxy.Service})
-	b.inbound(own)
+	if b.proxy.Transparent != nil {
+		b.transparent(own)
+	} else {
+		b.inbound(own)
+	}
 	for _, u := range b.proxy.Upstreams {
 		b.outbound(u)
 	}
@@ -75,21 +79,29 @@ func (b *builder) inboundAddress(own *catalog.Service) *corev3.Address {
 }
 
 func (b *builder) inbound(own *catalog.Service) {
-	const name = "inbound"
-	l := &listenerv3.Listener{Name: name, Address: b.inboundAddress(own), TrafficDirection: corev3.TrafficDirection_INBOUND}
-	cluster := b.local(own.Protocol)
-	auth := b.authorization(own.Name, own.Protocol.IsHTTP())
-	chain := &listenerv3.FilterChain{}
+	l := &listenerv3.Listener{Name: "inbound", Address: b.inboundAddress(own), TrafficDirection: corev3.TrafficDirection_INBOUND}
+	l.FilterChains = []*listenerv3.FilterChain{{TransportSocket: b.inboundTLS(b.alpn(own)...), Filters: b.inboundFilters(own, b.local(own.Protocol))}}
+	b.out.Listeners = append(b.out.Listeners, l)
+}
+
+// alpn is what the sidecars of a service offer to their peers.
+func (b *builder) alpn(own *catalog.Service) []string {
 	if !own.Protocol.IsHTTP() {
-		chain.TransportSocket = b.inboundTLS()
-		chain.Filters = []*listenerv3.Filter{
+		return nil
+	}
+	return []string{"h2", "http/1.1"}
+}
+
+// inboundFilters lead to the application what may reach it.
+func (b *builder) inboundFilters(own *catalog.Service, cluster string) []*listenerv3.Filter {
+	const name = "inbound"
+	auth := b.authorization(own.Name, own.Protocol.IsHTTP())
+	if !own.Protocol.IsHTTP() {
+		return []*listenerv3.Filter{
 			b.filter("envoy.filters.network.rbac.deny", &rbacnetv3.RBAC{Rules: auth.deny, StatPrefix: name + "_deny."}),
 			b.filter("envoy.filters.network.rbac.allow", &rbacnetv3.RBAC{Rules: auth.allow, StatPrefix: name + "_allow."}),
 			b.filter(tcpFilter, &tcpv3.TcpProxy{StatPrefix: name, ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: cluster}, AccessLog: b.accessLog}),
 		}
-		l.FilterChains = []*listenerv3.FilterChain{chain}
-		b.out.Listeners = append(b.out.Listeners, l)
-		return
 	}
 	jwt := b.Policy.JWT[policy.ServiceTarget(own.Namespace, own.Name.Name)]
 	f := filterSet{authorization: &auth}
@@ -107,11 +119,8 @@ func (b *builder) inbound(own *catalog.Service) {
 		m.MergeSlashes = true
 		m.PathWithEscapedSlashesAction = hcmv3.HttpConnectionManager_REJECT_REQUEST
 	}
-	chain.TransportSocket = b.inboundTLS("h2", "http/1.1")
-	chain.Filters = []*listenerv3.Filter{b.filter(managerFilter, m)}
-	l.FilterChains = []*listenerv3.FilterChain{chain}
-	b.out.Listeners = append(b.out.Listeners, l)
 	b.inboundRoutes(own, cluster, jwt)
+	return []*listenerv3.Filter{b.filter(managerFilter, m)}
 }
 
 // outbound makes a listener for the application, on which it reaches a service.

@@ -45,8 +45,10 @@ type Proxy struct {
 	Listen    string
 	Listeners map[string]string // edge, L4: HOST:PORT by name of the Gateway's listener
 	Upstreams []Upstream
-	Region    string
-	Zone      string
+	// Transparent is nil where the application itself knows its sidecar.
+	Transparent *Transparent
+	Region      string
+	Zone        string
 }
 
 // Upstream is a service that the application reaches on a port of 127.0.0.1.
@@ -93,6 +95,12 @@ func ParseNode(n *corev3.Node) (Proxy, error) {
 			r.fail("upstreams", "port %d is used twice", p.Upstreams[i].Port)
 		}
 	}
+	if v, ok := m["transparent"]; ok {
+		p.Transparent = r.transparent(v.GetStructValue().GetFields())
+		if p.Kind != Sidecar {
+			r.fail("transparent", "is for sidecars, not for an %s", p.Kind)
+		}
+	}
 	r.segment("namespace", p.Namespace)
 	switch p.Kind {
 	case Sidecar:
@@ -112,6 +120,18 @@ func ParseNode(n *corev3.Node) (Proxy, error) {
 		r.fail("kind", "%q is not known%s", p.Kind, document.DidYouMean(string(p.Kind), kinds))
 	}
 	return p, r.err
+}
+
+func (r *nodeReader) transparent(f map[string]*structpb.Value) *Transparent {
+	t := &Transparent{Outbound: r.port("transparent.outbound", f["outbound"]), Inbound: r.port("transparent.inbound", f["inbound"]),
+		DNS: r.port("transparent.dns", f["dns"]), TProxy: f["tproxy"].GetBoolValue(), IPv6: f["ipv6"].GetBoolValue()}
+	if t.Outbound == 0 || t.Inbound == 0 {
+		r.fail("transparent", "outbound and inbound are required: the ports that redirection leads to")
+	}
+	if t.Outbound == t.Inbound || t.DNS == t.Outbound || t.DNS == t.Inbound {
+		r.fail("transparent", "the ports must differ")
+	}
+	return t
 }
 
 type nodeReader struct {
@@ -196,6 +216,9 @@ func (p Proxy) Key() string {
 	}
 	slices.Sort(names)
 	fmt.Fprintf(&b, "|%q|%v", names, p.Upstreams)
+	if p.Transparent != nil {
+		fmt.Fprintf(&b, "|%+v", *p.Transparent)
+	}
 	return b.String()
 }
 

@@ -3,6 +3,7 @@ package policy
 import (
 	"crypto/tls"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -194,6 +195,25 @@ func checkRateLimit(c *checker, r *RateLimit) {
 	}
 	if r.Burst > 10_000_000 {
 		c.fail("spec.burst", "%d is more than 10000000", r.Burst)
+	}
+}
+
+func checkMutualTLS(c *checker, m *MutualTLS) {
+	c.targets(m.targets, KindService)
+	if m.Mode != "" || len(m.Ports) == 0 {
+		c.oneOf("spec.mode", m.Mode, "STRICT", permissive)
+	}
+	seen := map[uint32]bool{}
+	for i, p := range m.Ports {
+		at := fmt.Sprintf("spec.ports[%d]", i)
+		if p.Port < 1 || p.Port > 65535 {
+			c.fail(at+".port", "%d is not a port", p.Port)
+		}
+		if seen[p.Port] {
+			c.fail(at+".port", "%d is there twice", p.Port)
+		}
+		seen[p.Port] = true
+		c.oneOf(at+".mode", p.Mode, "STRICT", permissive)
 	}
 }
 
@@ -440,6 +460,9 @@ func checkMesh(c *checker, m *Mesh) {
 	}
 	if m.DefaultAuthorization != "" {
 		c.oneOf("spec.defaultAuthorization", m.DefaultAuthorization, "allow", "deny")
+	}
+	if m.OutboundTraffic != "" {
+		c.oneOf("spec.outboundTraffic", m.OutboundTraffic, "allow", "block")
 	}
 	if t := m.Tracing; t != nil {
 		host, port, err := net.SplitHostPort(t.Endpoint)

@@ -6,6 +6,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -41,6 +42,7 @@ const (
 	KindAuthorization  = "AuthorizationPolicy"
 	KindOutlier        = "OutlierPolicy"
 	KindCircuitBreaker = "CircuitBreakerPolicy"
+	KindMutualTLS      = "MutualTLSPolicy"
 )
 
 // Duration is written as in Go: 1s, 250ms, 1h30m.
@@ -128,6 +130,49 @@ type RateLimit struct {
 	Burst         uint32 `json:"burst"`
 	PerConnection bool   `json:"perConnection"`
 }
+
+// MutualTLS says what a transparent sidecar does with connections that are not under the mesh's mutual TLS. Strict, the
+// default, refuses them. Target: Service.
+type MutualTLS struct {
+	targets `json:",inline"`
+	Mode    string              `json:"mode"` // STRICT, PERMISSIVE: of the application's own port
+	Ports   []MutualTLSPortMode `json:"ports"`
+}
+
+// MutualTLSPortMode is the mode of another port, or of the own one.
+type MutualTLSPortMode struct {
+	Port uint32 `json:"port"`
+	Mode string `json:"mode"`
+}
+
+// Permits says that the application's port takes plaintext. The policy may be nil.
+func (m *MutualTLS) Permits(port uint32) bool {
+	if m == nil {
+		return false
+	}
+	for _, p := range m.Ports {
+		if p.Port == port {
+			return p.Mode == permissive
+		}
+	}
+	return m.Mode == permissive
+}
+
+// PermittedPorts are the ports that take plaintext by name, in order.
+func (m *MutualTLS) PermittedPorts() (out []uint32) {
+	if m == nil {
+		return nil
+	}
+	for _, p := range m.Ports {
+		if p.Mode == permissive {
+			out = append(out, p.Port)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+const permissive = "PERMISSIVE"
 
 // LoadBalancer chooses instances. Target: Service.
 type LoadBalancer struct {
@@ -256,6 +301,7 @@ type ServiceSubset struct {
 type Mesh struct {
 	TrustDomain          string     `json:"trustDomain"`
 	DefaultAuthorization string     `json:"defaultAuthorization"` // allow, deny
+	OutboundTraffic      string     `json:"outboundTraffic"`      // allow (default), block: what transparent sidecars do with unknown destinations
 	Tracing              *Tracing   `json:"tracing"`
 	AccessLog            *AccessLog `json:"accessLog"`
 }

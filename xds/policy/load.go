@@ -51,6 +51,7 @@ var kinds = map[string]kind{
 	KindAuthorization:  {GroupVersion, readSpec(checkAuthorization)},
 	KindOutlier:        {GroupVersion, readSpec(checkOutlier)},
 	KindCircuitBreaker: {GroupVersion, readSpec(checkCircuitBreaker)},
+	KindMutualTLS:      {GroupVersion, readSpec(checkMutualTLS)},
 }
 
 func kindNames() []string {
@@ -364,6 +365,8 @@ func link(files map[string][]*entry) (*Set, map[*entry]document.Problems) {
 			attach(k, s.JWT, o, o.Spec.targets)
 		case *Object[RateLimit]:
 			attach(k, s.RateLimit, o, o.Spec.targets)
+		case *Object[MutualTLS]:
+			attach(k, s.MutualTLS, o, o.Spec.targets)
 		case *Object[LoadBalancer]:
 			attach(k, s.LoadBalancer, o, o.Spec.targets)
 		case *Object[HealthCheck]:

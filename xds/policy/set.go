@@ -63,6 +63,7 @@ type Set struct {
 	Timeout        Attached[Timeout]
 	Outlier        Attached[Outlier]
 	CircuitBreaker Attached[CircuitBreaker]
+	MutualTLS      Attached[MutualTLS]
 	// Authorization may be attached several times to a service; they add up.
 	Authorization map[Target][]*Object[Authorization]
 
@@ -78,6 +79,7 @@ func (s *Set) Targets(each func(problem func(format string, args ...any) *docume
 		func() { visitTargets(s.JWT, each) }, func() { visitTargets(s.RateLimit, each) }, func() { visitTargets(s.LoadBalancer, each) },
 		func() { visitTargets(s.HealthCheck, each) }, func() { visitTargets(s.CORS, each) }, func() { visitTargets(s.Retry, each) },
 		func() { visitTargets(s.Timeout, each) }, func() { visitTargets(s.Outlier, each) }, func() { visitTargets(s.CircuitBreaker, each) },
+		func() { visitTargets(s.MutualTLS, each) },
 	} {
 		visit()
 	}
@@ -111,7 +113,7 @@ func newSet() *Set {
 	return &Set{Gateways: map[Key]*Gateway{}, Secrets: map[Key]*Object[Secret]{}, Subsets: map[Key]*Object[ServiceSubset]{},
 		JWT: Attached[JWT]{}, RateLimit: Attached[RateLimit]{}, LoadBalancer: Attached[LoadBalancer]{}, HealthCheck: Attached[HealthCheck]{},
 		CORS: Attached[CORS]{}, Retry: Attached[Retry]{}, Timeout: Attached[Timeout]{}, Outlier: Attached[Outlier]{},
-		CircuitBreaker: Attached[CircuitBreaker]{}, Authorization: map[Target][]*Object[Authorization]{}}
+		CircuitBreaker: Attached[CircuitBreaker]{}, MutualTLS: Attached[MutualTLS]{}, Authorization: map[Target][]*Object[Authorization]{}}
 }
 
 // Empty is a Set without documents.
