@@ -170,10 +170,14 @@ func newBench(ours string) (*bench, error) {
 	if len(b.ours) == 0 {
 		return nil, errors.New("-ours is empty: must be a command, as in 'bin/sallyport sidecar'")
 	}
-	if _, err := exec.LookPath(b.ours[0]); err != nil {
+	path, err := exec.LookPath(b.ours[0])
+	if err != nil {
 		return nil, fmt.Errorf("-ours: %w; make build makes bin/sallyport", err)
 	}
-	var err error
+	// It is started in another folder.
+	if b.ours[0], err = filepath.Abs(path); err != nil {
+		return nil, err
+	}
 	if b.self, err = os.Executable(); err != nil {
 		return nil, err
 	}
