@@ -28,6 +28,7 @@ import (
 	"sallyport/sidecar/ads"
 	"sallyport/sidecar/config"
 	"sallyport/sidecar/conn"
+	"sallyport/sidecar/dns"
 	"sallyport/sidecar/filter"
 	"sallyport/sidecar/listener"
 	"sallyport/sidecar/loop"
@@ -115,6 +116,7 @@ type process struct {
 	metrics  *metric.Registry
 	clusters *upstream.Registry
 	server   *listener.Server
+	dns      *dns.Server
 	secrets  *secret.Store
 	logs     *telemetry.Logs
 	tracers  *telemetry.Tracers
@@ -184,13 +186,14 @@ func (p *process) start() error {
 	}
 	p.clusters = upstream.NewRegistry(p.workers, p.metrics, p.log)
 	p.server = listener.NewServer(p.workers, p.clusters, p.metrics, p.log)
+	p.dns = dns.NewServer(p.log)
 	p.logs = telemetry.NewLogs(p.log)
 	p.tracers = telemetry.NewTracers(func(ctx context.Context, cluster string) (net.Conn, error) {
 		return p.clusters.Dial(ctx, cluster)
 	}, p.boot.GetNode().GetId(), p.boot.GetNode().GetCluster(), p.log)
 	p.secrets = secret.NewStore(secret.Options{Identity: p.identity(), Log: p.log})
 	var err error
-	if p.state, err = p.newState(engine{p.clusters, p.server}); err != nil {
+	if p.state, err = p.newState(engine{p.clusters, p.server, p.dns}); err != nil {
 		return err
 	}
 	return p.state.Start(p.boot)
@@ -247,13 +250,29 @@ func (p *process) newState(publisher active.Publisher) (*active.State, error) {
 type engine struct {
 	clusters *upstream.Registry
 	server   *listener.Server
+	dns      *dns.Server
 }
 
-func (e engine) AddListener(c *listener.Config) error    { return e.server.Apply(c) }
-func (e engine) UpdateListener(c *listener.Config) error { return e.server.Apply(c) }
-func (e engine) RemoveListener(name string)              { e.server.Remove(name) }
-func (e engine) SetCluster(c *upstream.Config)           { e.clusters.Set(c) }
-func (e engine) RemoveCluster(name string)               { e.clusters.Remove(name) }
+func (e engine) AddListener(c *listener.Config) error    { return e.apply(c) }
+func (e engine) UpdateListener(c *listener.Config) error { return e.apply(c) }
+
+// apply gives a listener to its server. One that changed its protocol leaves the other.
+func (e engine) apply(c *listener.Config) error {
+	if c.DNS != nil {
+		e.server.Remove(c.Name)
+		return e.dns.Apply(c.DNS)
+	}
+	e.dns.Remove(c.Name)
+	return e.server.Apply(c)
+}
+
+func (e engine) RemoveListener(name string) {
+	e.server.Remove(name)
+	e.dns.Remove(name)
+}
+
+func (e engine) SetCluster(c *upstream.Config) { e.clusters.Set(c) }
+func (e engine) RemoveCluster(name string)     { e.clusters.Remove(name) }
 func (e engine) SetEndpoints(cluster string, endpoints []upstream.Endpoint, drop uint32) {
 	e.clusters.SetEndpoints(cluster, endpoints, drop)
 }
@@ -304,6 +323,9 @@ func (p *process) stop() {
 	}
 	if p.state != nil {
 		p.state.Close()
+	}
+	if p.dns != nil {
+		p.dns.Close()
 	}
 	if p.clusters != nil {
 		p.clusters.Close()

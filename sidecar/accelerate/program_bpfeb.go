@@ -51,6 +51,7 @@ const (
 	programMapEnds     = "ends"
 	programMapFlows    = "flows"
 	programMapMarks    = "marks"
+	programMapPlain    = "plain"
 	programMapPorts    = "ports"
 	programMapSignals  = "signals"
 	programMapSockets  = "sockets"
@@ -114,6 +115,7 @@ type programMapSpecs struct {
 	Ends    *ebpf.MapSpec `ebpf:"ends"`
 	Flows   *ebpf.MapSpec `ebpf:"flows"`
 	Marks   *ebpf.MapSpec `ebpf:"marks"`
+	Plain   *ebpf.MapSpec `ebpf:"plain"`
 	Ports   *ebpf.MapSpec `ebpf:"ports"`
 	Signals *ebpf.MapSpec `ebpf:"signals"`
 	Sockets *ebpf.MapSpec `ebpf:"sockets"`
@@ -149,6 +151,7 @@ type programMaps struct {
 	Ends    *ebpf.Map `ebpf:"ends"`
 	Flows   *ebpf.Map `ebpf:"flows"`
 	Marks   *ebpf.Map `ebpf:"marks"`
+	Plain   *ebpf.Map `ebpf:"plain"`
 	Ports   *ebpf.Map `ebpf:"ports"`
 	Signals *ebpf.Map `ebpf:"signals"`
 	Sockets *ebpf.Map `ebpf:"sockets"`
@@ -160,6 +163,7 @@ func (m *programMaps) Close() error {
 		m.Ends,
 		m.Flows,
 		m.Marks,
+		m.Plain,
 		m.Ports,
 		m.Signals,
 		m.Sockets,

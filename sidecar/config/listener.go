@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cespare/xxhash/v2"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	httpinspectv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
 	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
@@ -61,7 +62,11 @@ func CompileListener(m *listenerv3.Listener, env Env) (*Listener, error) {
 	c := &compiler{report: fields.NewReport("listener", m.GetName()), env: env}
 	var out *listener.Config
 	if fields.Validate(c.report, "", m) {
-		out = c.listener(m)
+		if m.GetAddress().GetSocketAddress().GetProtocol() == corev3.SocketAddress_UDP {
+			out = c.dnsListener(m)
+		} else {
+			out = c.listener(m)
+		}
 	}
 	if err := c.Err(); err != nil {
 		return nil, err

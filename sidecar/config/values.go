@@ -119,17 +119,10 @@ var (
 func (c *compiler) address(path string, a *corev3.Address) (out conn.Address) {
 	switch t := a.GetAddress().(type) {
 	case *corev3.Address_SocketAddress:
-		at := fields.At(path, "socket_address")
-		checkFields(c.report, at, t.SocketAddress, socketFields)
-		if t.SocketAddress.GetProtocol() != corev3.SocketAddress_TCP {
-			c.Errorf(fields.At(at, "protocol"), "%s is not implemented; only TCP is", t.SocketAddress.GetProtocol())
+		if ap, ok := c.socketAddress(path, a, corev3.SocketAddress_TCP); ok {
+			return conn.TCP(ap)
 		}
-		ip, err := netip.ParseAddr(t.SocketAddress.GetAddress())
-		if err != nil {
-			c.Errorf(fields.At(at, "address"), "%q is not an IP address", t.SocketAddress.GetAddress())
-			return out
-		}
-		return conn.TCP(netip.AddrPortFrom(ip, c.port(fields.At(at, "port_value"), t.SocketAddress.GetPortValue())))
+		return out
 	case *corev3.Address_Pipe:
 		at := fields.At(path, "pipe")
 		checkFields(c.report, at, t.Pipe, pipeFields)
@@ -140,6 +133,26 @@ func (c *compiler) address(path string, a *corev3.Address) (out conn.Address) {
 		c.Errorf(path, "this kind of address is not implemented; use socket_address or pipe")
 	}
 	return out
+}
+
+// socketAddress is an address of that protocol.
+func (c *compiler) socketAddress(path string, a *corev3.Address, want corev3.SocketAddress_Protocol) (out netip.AddrPort, ok bool) {
+	s := a.GetSocketAddress()
+	at := fields.At(path, "socket_address")
+	if s == nil {
+		c.Errorf(at, "is required")
+		return out, false
+	}
+	checkFields(c.report, at, s, socketFields)
+	if s.GetProtocol() != want {
+		c.Errorf(fields.At(at, "protocol"), "%s is not implemented here; only %s is", s.GetProtocol(), want)
+	}
+	ip, err := netip.ParseAddr(s.GetAddress())
+	if err != nil {
+		c.Errorf(fields.At(at, "address"), "%q is not an IP address", s.GetAddress())
+		return out, false
+	}
+	return netip.AddrPortFrom(ip, c.port(fields.At(at, "port_value"), s.GetPortValue())), true
 }
 
 func (c *compiler) port(path string, v uint32) uint16 {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"sallyport/sidecar/conn"
+	"sallyport/sidecar/dns"
 	"sallyport/sidecar/metric"
 	"sallyport/sidecar/route"
 	"sallyport/sidecar/stream"
@@ -41,6 +42,9 @@ type Config struct {
 	HandOff      bool          // use_original_dst: to the listener of that address
 	FilterTime   time.Duration // listener_filters_timeout, default 15 s; 0 is none
 	ContinueTime bool          // continue_on_listener_filters_timeout
+
+	// DNS is set for a UDP listener, which has none of the rest: package dns serves it.
+	DNS *dns.Config
 
 	Chains  []*Chain
 	Default *Chain

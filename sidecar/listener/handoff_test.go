@@ -82,6 +82,9 @@ func TestAConnectionGoesToTheListenerOfItsDestination(t *testing.T) {
 		}
 	}
 	e.server.Remove("orders")
+	done := make(chan struct{})
+	e.worker.Post(func() { close(done) }) // behind what Remove has posted
+	<-done
 	if got := get("240.0.0.1:80"); got != 201 {
 		t.Errorf("after its removal the listener still answers %d", got)
 	}
