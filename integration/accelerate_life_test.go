@@ -308,21 +308,26 @@ func TestAccelerationTouchesOnlyItsOwn(t *testing.T) {
 // elsewhere calls f in a network namespace of its own.
 func elsewhere(t *testing.T, f func()) {
 	t.Helper()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		if err := syscall.Unshare(syscall.CLONE_NEWNET); err != nil {
-			t.Error("a network namespace:", err)
-			return
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer home.Close()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal("a network namespace: ", err)
+	}
+	defer func() {
+		// The thread must not end: children that it started would be killed (see ownGroup).
+		if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
+			panic(err)
 		}
-		if err := loopbackUp(); err != nil {
-			t.Error("lo:", err)
-			return
-		}
-		f()
+		runtime.UnlockOSThread()
 	}()
-	<-done
+	if err := loopbackUp(); err != nil {
+		t.Fatal("lo: ", err)
+	}
+	f()
 }
 
 // TestAcceleratedFamilies has an application and clients of both address families.

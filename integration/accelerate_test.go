@@ -342,6 +342,44 @@ func TestAcceleratedSlowReader(t *testing.T) {
 	}
 }
 
+// TestAcceleratedShortRead has an application's direction change to TCP while the sidecar does not read, and nothing
+// after that that would wake it again: its last redirected bytes come with a short read, behind which is more.
+func TestAcceleratedShortRead(t *testing.T) {
+	needAcceleration(t)
+	const piece, after = 10_000, 4
+	slow, release, app := make(chan struct{}), make(chan struct{}), make(chan int64, 1)
+	p := spared(t, "on", application(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		src := &noise{end: 1 << 40}
+		for left := after; left > 0; {
+			if _, err := io.CopyN(plainly{c}, src, piece); err != nil {
+				break
+			}
+			select {
+			case <-slow:
+				left--
+			case <-time.After(time.Millisecond): // so that the other side is not outrun
+			}
+		}
+		app <- src.at
+		<-release
+	}))
+	defer close(release)
+	c := dialTCP(t, p.Addr("tcp"))
+	// The sidecar's direction to the client, then the application's to the sidecar.
+	harness.Eventually(t, 30*time.Second, "two slow readers", func() error {
+		if n := p.Stat("accelerate.slow_directions"); n < 2 {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
+	close(slow)
+	total := <-app
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	if err := checkNoise(c, total); err != nil {
+		t.Errorf("of %d bytes: %v", total, err)
+	}
+}
+
 type counter struct{ n *atomic.Int64 }
 
 func (c counter) Write(p []byte) (int, error) {
