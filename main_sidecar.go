@@ -172,6 +172,9 @@ func sidecarCommand() *cobra.Command {
 	var f sidecarFlags
 	m := meshFlags{mesh: sidecar.Mesh{Kind: "sidecar"}}
 	var r register.Options
+	var t sidecar.Transparent
+	var transparent bool
+	var inboundMode string
 	c := &cobra.Command{
 		Use:   "sidecar -c FILE | --service NAME --port PORT --control-plane HOST:PORT",
 		Short: "Run the data plane: from an Envoy bootstrap, or as the sidecar of a service",
@@ -190,6 +193,16 @@ func sidecarCommand() *cobra.Command {
 			case m.mesh.Port < 1 || m.mesh.Port > 65535:
 				return errors.New("--port is required: where the application listens")
 			}
+			if transparent {
+				if inboundMode != "redirect" && inboundMode != "tproxy" {
+					return fmt.Errorf("--inbound-mode %q: must be redirect or tproxy", inboundMode)
+				}
+				t.TProxy = inboundMode == "tproxy"
+				if err := t.Check(); err != nil {
+					return err
+				}
+				m.mesh.Transparent = &t
+			}
 			if r.Consul == "" {
 				return m.run(c.Context(), f.o)
 			}
@@ -204,6 +217,11 @@ func sidecarCommand() *cobra.Command {
 	fs.IntVar(&m.mesh.Port, "port", 0, "port of 127.0.0.1 on which the application listens")
 	fs.StringVar(&m.mesh.Listen, "listen", "", "IP:PORT at which the mesh reaches this sidecar (default: as in the catalog)")
 	fs.StringArrayVar(&m.upstreams, "upstream", nil, "SERVICE:PORT: make a service reachable on a port of 127.0.0.1; may be repeated")
+	fs.BoolVar(&transparent, "transparent", false, "take the application's traffic by redirection (sallyport redirect)")
+	fs.IntVar(&t.Outbound, "outbound-port", 15001, "of --transparent: where outbound connections are redirected to")
+	fs.IntVar(&t.Inbound, "inbound-port", 15006, "of --transparent: where inbound connections are redirected to, and the mesh comes in")
+	fs.IntVar(&t.DNS, "dns-port", 15053, "of --transparent: where DNS is redirected to; 0 for none")
+	fs.StringVar(&inboundMode, "inbound-mode", "redirect", "of --transparent: redirect, or tproxy (needs CAP_NET_ADMIN)")
 	fs.StringVar(&r.Consul, "consul", "", "URL of a Consul agent to register the service with")
 	fs.StringVar(&r.Health, "health", "", "path of Consul's HTTP check on the application (default: a TCP check)")
 	fs.StringArrayVar(&r.Tags, "tag", nil, "tag of the registration; may be repeated")

@@ -36,12 +36,49 @@ type Mesh struct {
 	Listen    string
 	Listeners map[string]string // edge, L4 tier: HOST:PORT by name of the gateway's listener
 	Upstreams []Upstream
-	Instance  string // distinguishes instances of one service; default host name and process id
+	// Transparent is nil where the application itself knows its sidecar.
+	Transparent *Transparent
+	Instance    string // distinguishes instances of one service; default host name and process id
 
 	ControlPlane string // HOST:PORT
 	// ControlPlaneID is the SPIFFE ID that the control plane must show.
 	ControlPlaneID string
 	Admin          string // address of the admin page, "" for none
+}
+
+// Transparent are the ports to which the application's traffic is redirected (sallyport redirect).
+type Transparent struct {
+	Outbound int
+	Inbound  int
+	DNS      int  // 0: none
+	TProxy   bool // inbound connections come by TPROXY; listening for them needs CAP_NET_ADMIN
+}
+
+// Check says what is wrong with the ports.
+func (t *Transparent) Check() error {
+	for name, p := range map[string]int{"--outbound-port": t.Outbound, "--inbound-port": t.Inbound} {
+		if p < 1 || p > 65535 {
+			return fmt.Errorf("%s %d: is not a port", name, p)
+		}
+	}
+	if t.DNS < 0 || t.DNS > 65535 {
+		return fmt.Errorf("--dns-port %d: is not a port; 0 is for none", t.DNS)
+	}
+	if t.Outbound == t.Inbound || t.DNS == t.Outbound || t.DNS == t.Inbound {
+		return fmt.Errorf("--outbound-port %d, --inbound-port %d and --dns-port %d must differ", t.Outbound, t.Inbound, t.DNS)
+	}
+	return nil
+}
+
+// hasIPv6 says whether the host has the loopback address of IPv6: a listener
+// that names what is not there would be none at all.
+func hasIPv6() bool {
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		return false
+	}
+	l.Close()
+	return true
 }
 
 // Upstream is a service that the application reaches on a local port.
@@ -128,6 +165,16 @@ func (m *Mesh) metadata() (*structpb.Struct, error) {
 			l[name] = address
 		}
 		v["listeners"] = l
+	}
+	if t := m.Transparent; t != nil {
+		f := map[string]any{"outbound": t.Outbound, "inbound": t.Inbound, "ipv6": hasIPv6()}
+		if t.DNS != 0 {
+			f["dns"] = t.DNS
+		}
+		if t.TProxy {
+			f["tproxy"] = true
+		}
+		v["transparent"] = f
 	}
 	var ups []any
 	for _, u := range m.Upstreams {

@@ -89,10 +89,12 @@ func (c *compiler) listener(m *listenerv3.Listener) *listener.Config {
 		HandOff:      m.GetUseOriginalDst().GetValue(),
 	}
 	o.Addresses = append(o.Addresses, c.address("address", m.GetAddress()))
+	o.IPv4Compat = m.GetAddress().GetSocketAddress().GetIpv4Compat()
 	for i, a := range m.GetAdditionalAddresses() {
 		at := fields.Index("", "additional_addresses", i)
 		checkFields(c.report, at, a, additionalFields)
 		o.Addresses = append(o.Addresses, c.address(fields.At(at, "address"), a.GetAddress()))
+		o.IPv4Compat = o.IPv4Compat || a.GetAddress().GetSocketAddress().GetIpv4Compat()
 	}
 	if o.StatPrefix == "" {
 		o.StatPrefix = o.Addresses[0].String()
@@ -129,7 +131,7 @@ func socketHash(o *listener.Config) uint64 {
 		b.WriteString(a.String())
 		b.WriteByte(0)
 	}
-	for _, v := range []bool{o.Bind, o.Transparent, o.FreeBind} {
+	for _, v := range []bool{o.Bind, o.Transparent, o.FreeBind, o.IPv4Compat} {
 		b.WriteString(strconv.FormatBool(v))
 	}
 	b.WriteString(strconv.Itoa(o.Backlog))

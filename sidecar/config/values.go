@@ -108,9 +108,7 @@ func boolean(w *wrapperspb.BoolValue, absent bool) bool {
 }
 
 var (
-	// ipv4_compat is as Go's sockets are anyway.
-	socketFields = fields.Of(&corev3.SocketAddress{}, "protocol", "address", "port_value").
-			Harmless(&corev3.SocketAddress{}, "ipv4_compat").
+	socketFields = fields.Of(&corev3.SocketAddress{}, "protocol", "address", "port_value", "ipv4_compat").
 			Refuse(&corev3.SocketAddress{}, "named_port", "resolver_name", "network_namespace_filepath")
 	pipeFields = fields.Of(&corev3.Pipe{}, "path").Refuse(&corev3.Pipe{}, "mode")
 )

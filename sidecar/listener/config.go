@@ -31,6 +31,7 @@ type Config struct {
 	Bind         bool // bind_to_port
 	Transparent  bool
 	FreeBind     bool
+	IPv4Compat   bool // ipv4_compat of the addresses: a socket of [::] takes IPv4 too
 	Backlog      int
 	BufferLimit  int // per_connection_buffer_limit_bytes, default 1 MiB
 	Connections  uint32

@@ -133,7 +133,12 @@ func (k *connection) restore() bool {
 // consumed but a PROXY header.
 func (k *connection) Data(p []byte) int {
 	if k.phase == inspecting {
-		return k.inspect(p)
+		n := k.inspect(p)
+		if k.phase == serving && k.handler != nil {
+			// What was looked at is plaintext, and its reader's.
+			n += k.handler.Data(p[n:])
+		}
+		return n
 	}
 	if k.handler == nil {
 		return len(p)
@@ -221,6 +226,7 @@ func (k *connection) inspectTimeout() {
 	k.local.count(statFilterTimeout)
 	if k.cfg.ContinueTime {
 		k.choose()
+		k.conn.SetHandler(k) // has what was looked at presented again
 		return
 	}
 	k.conn.Close()

@@ -168,7 +168,7 @@ func (s *Server) bind(a *active, cfg *Config, old *active) (fds [][]int, err err
 		}
 	}()
 	for _, addr := range cfg.Addresses {
-		opts := conn.ListenOptions{ReusePort: true, Backlog: cfg.Backlog, Transparent: cfg.Transparent, FreeBind: cfg.FreeBind}
+		opts := conn.ListenOptions{ReusePort: true, V6Only: !cfg.IPv4Compat, Backlog: cfg.Backlog, Transparent: cfg.Transparent, FreeBind: cfg.FreeBind}
 		if !s.holds(addr) && addr.Path == "" && addr.IP.Port() != 0 {
 			probe := opts
 			probe.ReusePort = false
