@@ -347,7 +347,9 @@ func TestAcceleratedFamilies(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			app := application(t, c.app, echo)
 			p := harness.NewSidecar(t).Bootstrap(read(t, "testdata/accelerate.yaml")).At("app", app.Addr().String()).
-				Value("host", c.host).Value("bind", c.bind).Value("compat", "true").Args("--accelerate", "on").Run()
+				Value("host", c.host).Value("bind", c.bind).Value("compat", "true").
+				Args("--concurrency", "2", "--accelerate", "on").Run()
+			waitListeners(t, p)
 			conn := dialTCP(t, net.JoinHostPort(c.client, p.Addr("tcp")[strings.LastIndexByte(p.Addr("tcp"), ':')+1:]))
 			for range 10 {
 				io.WriteString(conn, "ping")

@@ -39,10 +39,7 @@ func needAcceleration(t *testing.T) {
 // application listens where the sidecar's cluster points to, and handles each connection.
 func application(t *testing.T, at string, handle func(*net.TCPConn)) net.Listener {
 	t.Helper()
-	// Not MPTCP, Go's default: what that accepts stays TCP.
-	var lc net.ListenConfig
-	lc.SetMultipathTCP(false)
-	l, err := lc.Listen(t.Context(), "tcp", at)
+	l, err := net.Listen("tcp", at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,9 +66,24 @@ func application(t *testing.T, at string, handle func(*net.TCPConn)) net.Listene
 // spared starts a sidecar in front of the application.
 func spared(t *testing.T, mode string, app net.Listener) *harness.Proxy {
 	t.Helper()
-	return harness.NewSidecar(t).Bootstrap(read(t, "testdata/accelerate.yaml")).
+	p := harness.NewSidecar(t).Bootstrap(read(t, "testdata/accelerate.yaml")).
 		At("app", app.Addr().String()).Value("host", "127.0.0.1").Value("bind", "127.0.0.1").Value("compat", "false").
 		Args("--concurrency", "2", "--accelerate", mode).Run()
+	if mode == "on" {
+		waitListeners(t, p)
+	}
+	return p
+}
+
+// waitListeners waits until both workers have both listeners: what connects before that is not accelerated.
+func waitListeners(t *testing.T, p *harness.Proxy) {
+	t.Helper()
+	harness.Eventually(t, 10*time.Second, "four listening sockets", func() error {
+		if n := p.Stat("accelerate.listeners"); n != 4 {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
 }
 
 func read(t *testing.T, path string) string {

@@ -212,6 +212,7 @@ func (p *process) accelerate() (err error) {
 		"accelerate.connections":     func(c accelerate.Counts) uint64 { return c.Connections },
 		"accelerate.messages":        func(c accelerate.Counts) uint64 { return c.Messages },
 		"accelerate.bytes":           func(c accelerate.Counts) uint64 { return c.Bytes },
+		"accelerate.listeners":       func(c accelerate.Counts) uint64 { return c.Listeners },
 		"accelerate.slow_directions": func(c accelerate.Counts) uint64 { return c.Slow },
 	} {
 		p.metrics.Outside(name, func() uint64 { return value(p.spare.Counts()) })

@@ -90,6 +90,9 @@ func open(o Options) (*Accelerator, error) {
 	if err := capable(); err != nil {
 		return nil, err
 	}
+	if err := sound("/proc/sys"); err != nil {
+		return nil, err
+	}
 	groups, err := cgroups("/proc/self", o.Cgroup)
 	if err != nil {
 		return nil, err
@@ -136,45 +139,6 @@ func (a *Accelerator) attach(groups []string) (err error) {
 			return fmt.Errorf("attach to cgroup %s: %w", g, err)
 		}
 		a.links = append(a.links, l)
-	}
-	return a.showPlain()
-}
-
-// showPlain makes the programs see what a plain TCP socket is, by connecting to
-// where nobody listens. An IPv6 socket does so to IPv4, which needs no IPv6 address.
-func (a *Accelerator) showPlain() error {
-	closed, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(closed)
-	if err := unix.Bind(closed, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
-		return fmt.Errorf("127.0.0.1: %w", err)
-	}
-	name, err := unix.Getsockname(closed)
-	if err != nil {
-		return err
-	}
-	v4 := name.(*unix.SockaddrInet4)
-	v6 := &unix.SockaddrInet6{Port: v4.Port, Addr: netip.AddrFrom4(v4.Addr).As16()}
-	for family, to := range map[int]unix.Sockaddr{unix.AF_INET: v4, unix.AF_INET6: v6} {
-		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if errors.Is(err, unix.EAFNOSUPPORT) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		a.Mark(fd)
-		_ = unix.Connect(fd, to) // refused; what counts is that it was tried
-		unix.Close(fd)
-	}
-	var known uint64
-	if err := a.objects.Plain.Lookup(uint32(0), &known); err != nil {
-		return fmt.Errorf("read what the BPF program saw: %w", err)
-	}
-	if known == 0 {
-		return errors.New("the BPF program does not see connections of this process, though it is attached to its cgroup")
 	}
 	return nil
 }
@@ -280,6 +244,7 @@ type Counts struct {
 	Messages    uint64 // redirected
 	Bytes       uint64
 	Slow        uint64 // directions that became TCP because their reader was slow
+	Listeners   uint64 // sockets that listen now, and are known to the programs
 }
 
 // Counts sums over the CPUs.
@@ -294,6 +259,11 @@ func (a *Accelerator) Counts() Counts {
 		sum.Messages += c.Messages
 		sum.Bytes += c.Bytes
 		sum.Slow += c.Slow
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, n := range a.ports {
+		sum.Listeners += uint64(n)
 	}
 	return sum
 }

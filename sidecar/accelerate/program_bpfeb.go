@@ -51,7 +51,6 @@ const (
 	programMapEnds     = "ends"
 	programMapFlows    = "flows"
 	programMapMarks    = "marks"
-	programMapPlain    = "plain"
 	programMapPorts    = "ports"
 	programMapSignals  = "signals"
 	programMapSockets  = "sockets"
@@ -115,7 +114,6 @@ type programMapSpecs struct {
 	Ends    *ebpf.MapSpec `ebpf:"ends"`
 	Flows   *ebpf.MapSpec `ebpf:"flows"`
 	Marks   *ebpf.MapSpec `ebpf:"marks"`
-	Plain   *ebpf.MapSpec `ebpf:"plain"`
 	Ports   *ebpf.MapSpec `ebpf:"ports"`
 	Signals *ebpf.MapSpec `ebpf:"signals"`
 	Sockets *ebpf.MapSpec `ebpf:"sockets"`
@@ -151,7 +149,6 @@ type programMaps struct {
 	Ends    *ebpf.Map `ebpf:"ends"`
 	Flows   *ebpf.Map `ebpf:"flows"`
 	Marks   *ebpf.Map `ebpf:"marks"`
-	Plain   *ebpf.Map `ebpf:"plain"`
 	Ports   *ebpf.Map `ebpf:"ports"`
 	Signals *ebpf.Map `ebpf:"signals"`
 	Sockets *ebpf.Map `ebpf:"sockets"`
@@ -163,7 +160,6 @@ func (m *programMaps) Close() error {
 		m.Ends,
 		m.Flows,
 		m.Marks,
-		m.Plain,
 		m.Ports,
 		m.Signals,
 		m.Sockets,

@@ -43,6 +43,38 @@ func missing(effective uint64) error {
 	return nil
 }
 
+// sound says where the kernel would fall over what we do: before 6.18, accept(2)
+// on a listener of MPTCP (which Go's are by default) takes a socket that is in a
+// sockmap for what it is not, and writes into foreign memory (mended in Linux
+// c77b3b79a92e). sysctls is /proc/sys.
+func sound(sysctls string) error {
+	release, err := os.ReadFile(filepath.Join(sysctls, "kernel/osrelease"))
+	if err != nil {
+		return err
+	}
+	major, minor, err := version(string(release))
+	if err != nil {
+		return err
+	}
+	if major > 6 || major == 6 && minor >= 18 {
+		return nil
+	}
+	mptcp, err := os.ReadFile(filepath.Join(sysctls, "net/mptcp/enabled"))
+	if err == nil && strings.TrimSpace(string(mptcp)) != "0" {
+		return fmt.Errorf("kernel %s has a fault in MPTCP that accelerated sockets meet: use 6.18 or later, or set net.mptcp.enabled=0",
+			strings.TrimSpace(string(release)))
+	}
+	return nil
+}
+
+// version reads the beginning of a release like 6.18.44-generic.
+func version(release string) (major, minor int, err error) {
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return 0, 0, fmt.Errorf("kernel release %q: %w", release, err)
+	}
+	return major, minor, nil
+}
+
 // cgroups are the folders to attach to: the given one, and the process's own
 // unless one of the two holds the other. proc is /proc/self.
 func cgroups(proc, given string) ([]string, error) {

@@ -31,12 +31,7 @@ struct sk_psock {
 	struct list_head ingress_msg;
 } __attribute__((preserve_access_index));
 
-struct sock_common {
-	void *skc_prot;
-} __attribute__((preserve_access_index));
-
 struct sock {
-	struct sock_common __sk_common;
 	void *sk_user_data;
 } __attribute__((preserve_access_index));
 
@@ -153,15 +148,6 @@ struct {
 	__type(value, struct counts);
 } totals SEC(".maps");
 
-// The protocol operations of a plain TCP socket, IPv4 and IPv6, as the sidecar
-// shows them at start (BPF_SOCK_OPS_TCP_CONNECT_CB of a marked socket).
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2);
-	__type(key, __u32);
-	__type(value, __u64);
-} plain SEC(".maps");
-
 static const __u32 zero;
 
 // KEEP has the compiler load a field of a context where it is written: merged
@@ -228,15 +214,6 @@ static __always_inline int is_local(const struct endpoint *e)
 	       bpf_ntohl(e->local[3]) >> 24 == 127 && bpf_ntohl(e->remote[3]) >> 24 == 127;
 }
 
-static __always_inline __u64 operations(__u64 at)
-{
-	struct sock *sk = (struct sock *)at;
-	__u64 prot = 0;
-
-	bpf_core_read(&prot, sizeof(prot), &sk->__sk_common.skc_prot);
-	return prot;
-}
-
 // Puts the socket of an event into the maps, after which it can be the target of a redirection.
 static __always_inline void join(struct bpf_sock_ops *ops, struct bpf_sock *sk, struct endpoint *e, int own, const struct entry *peer)
 {
@@ -244,21 +221,13 @@ static __always_inline void join(struct bpf_sock_ops *ops, struct bpf_sock *sk, 
 	struct entry me = {};
 	__u64 cookie = bpf_get_socket_cookie(ops);
 
-	__u32 family = ops->family != AF_INET;
-	__u64 *known = bpf_map_lookup_elem(&plain, &family);
-
 	me.cookie = cookie;
 	me.own = own;
 	me.sk = (__u64)bpf_skc_to_tcp_sock(sk);
-	if (!me.sk || !known || !*known)
+	if (!me.sk)
 		return;
-	// A listener of MPTCP (Go's default since 1.24) accepts TCP clients with
-	// sockets that are not plain until accept(2). Kernels of before the end of
-	// 2025 take them, and fall over that later. A socket that another sidecar
-	// has is not plain either: then that one accelerates it.
-	if (operations(me.sk) != *known)
-		return;
-	// Refused where the socket was connected before: its flow is of that time.
+	// Refused where another sidecar has the socket already: then that one
+	// accelerates it. And where it was connected before: its flow is of that time.
 	if (bpf_sock_hash_update(ops, &sockets, &cookie, BPF_NOEXIST)) {
 		f = bpf_sk_storage_get(&flows, sk, 0, 0);
 		if (f)
@@ -298,18 +267,6 @@ int watch(struct bpf_sock_ops *ops)
 		if (ops->args[1] == BPF_TCP_CLOSE) {
 			READ_ENDPOINT(e, ops);
 			bpf_map_delete_elem(&ends, &e);
-		}
-		return 1;
-	case BPF_SOCK_OPS_TCP_CONNECT_CB:
-		sk = ops->sk;
-		if (sk && bpf_sk_storage_get(&marks, sk, 0, 0)) {
-			__u32 family = ops->family != AF_INET;
-			__u64 *known = bpf_map_lookup_elem(&plain, &family);
-
-			struct tcp_sock *tcp = (struct tcp_sock *)bpf_skc_to_tcp_sock(sk);
-
-			if (known && tcp && !*known)
-				*known = operations((__u64)tcp);
 		}
 		return 1;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
