@@ -19,7 +19,7 @@ SOAK ?= 10m
 # What is run a second time against a binary with the race detector.
 RACY := TestSameAnswersAsEnvoy|TestHTTP2Conformance
 
-.PHONY: help build check test lint unit integration bench soak pgo demo fmt fuzz tools golden clean
+.PHONY: help build check test lint unit integration bench soak pgo demo fmt fuzz tools generate golden clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ fuzz: ## each fuzz target for FUZZTIME (20s)
 
 tools: ## Envoy, Consul and h2spec for the integration tests, into .tools (cached)
 	@integration/tools/install.sh
+
+generate: ## compile the BPF programs (Debian: apt-get install clang llvm libbpf-dev); the result is committed
+	$(GO) generate ./sidecar/accelerate
 
 golden: ## rewrite the golden files; read the diff before committing it
 	@for pkg in $$(grep -lE 'flag\.Bool\("update"' $$(git ls-files --cached --others --exclude-standard '*_test.go') | xargs -r -n 1 dirname | sort -u); do \
