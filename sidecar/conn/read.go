@@ -181,7 +181,7 @@ func (c *Conn) readOnce() {
 	}
 	// Behind the piece of a record that was left over by the last read.
 	m := copy(c.e.scratch, c.sec.rest.Bytes())
-	n, ok := c.recv(c.e.scratch[m : m+ReadSize])
+	n, ok := c.recv(c.e.scratch[m : m+secureSize])
 	if ok {
 		c.sec.rest.Release()
 		c.sec.decrypt(c.e.scratch[:m+n])

@@ -172,10 +172,18 @@ func (t *tcpSession) Data(p []byte) int {
 	return len(p)
 }
 
+// bulk is so much that it is sent at once, without being gathered: only what
+// was decrypted is ever as long.
+const bulk = 2 * conn.ReadSize
+
 // pass sends p to the other side. A read that was filled says that more is
 // coming: where both sides are plain the burst then passes within the kernel.
 func (t *tcpSession) pass(from, to *conn.Conn, p []byte) {
-	if len(p) < conn.ReadSize || !from.CanSplice(to) {
+	switch {
+	case len(p) > bulk:
+		to.WriteThrough(p)
+		return
+	case len(p) < conn.ReadSize || !from.CanSplice(to):
 		to.Write(p)
 		return
 	}
