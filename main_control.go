@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
@@ -25,6 +26,7 @@ import (
 	"sallyport/certs/source"
 	"sallyport/certs/tlsconfig"
 	"sallyport/certs/token"
+	"sallyport/certs/tokenreview"
 	"sallyport/sidecar"
 	"sallyport/xds"
 	"sallyport/xds/catalog"
@@ -41,6 +43,7 @@ type controlFlags struct {
 	ttl         time.Duration
 	socket      string
 	rules       []string
+	kubernetes  kubernetesFlags
 }
 
 func controlPlaneCommand() *cobra.Command {
@@ -63,6 +66,8 @@ func controlPlaneCommand() *cobra.Command {
 	fs.DurationVar(&f.ttl, "svid-ttl", 0, "life of the SVIDs that are issued (default 1h)")
 	fs.StringVar(&f.socket, "identity-socket", "", "Unix socket on which local processes get identities by their peer credentials")
 	fs.StringArrayVar(&f.rules, "identity-rule", nil, "uid:1001=orders, user:, gid: or group: who may have which identity on the socket; may be repeated")
+	f.kubernetes.add(fs)
+	fs.StringVar(&f.kubernetes.bundle, "kubernetes-trust-bundle", "", "NAMESPACE/NAME of a config map to keep the trust bundle in, for the injector")
 	fs.StringVarP(&f.level, "log-level", "l", "info", "trace, debug, info, warning, error, critical or off")
 	return c
 }
@@ -116,7 +121,20 @@ func (f *controlFlags) run(ctx context.Context) error {
 		}
 		rules = append(rules, r)
 	}
-	service := issuer.New(issuer.Options{Authority: authority, Tokens: tokens, Rules: rules, Logger: log})
+	cluster, err := f.kubernetes.client(log)
+	if err != nil {
+		return err
+	}
+	o := issuer.Options{Authority: authority, Tokens: tokens, Rules: rules, Logger: log}
+	if cluster != nil {
+		defer cluster.Close()
+		o.Accounts = tokenreview.New(cluster, f.o.TrustDomain)
+	}
+	publish, err := f.kubernetes.publisher(cluster, authority, log)
+	if err != nil {
+		return err
+	}
+	service := issuer.New(o)
 	unary, stream := issuer.Guard(nil)
 	// Callers without a certificate come as far as the issuer, with a token; the guard keeps them from everything else.
 	f.o.Credentials = credentials.NewTLS(tlsconfig.JoinServer(self, spiffeid.MatchMemberOf(f.o.TrustDomain)))
@@ -134,19 +152,18 @@ func (f *controlFlags) run(ctx context.Context) error {
 		return err
 	}
 	log.Info("control plane is up", "proxies", control.Addr(), "status", control.StatusAddr(), "trust_domain", f.o.TrustDomain)
-	if f.socket == "" {
-		return control.Run(ctx)
-	}
+	// What ends first ends the others.
+	g, ctx := errgroup.WithContext(ctx)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	done := make(chan error, 1)
-	go func() {
-		defer stop()
-		done <- service.ServeUnix(ctx, f.socket, 0o660, nil)
-	}()
-	err = control.Run(ctx)
-	stop()
-	return errors.Join(err, <-done)
+	if f.socket != "" {
+		g.Go(func() error { return service.ServeUnix(ctx, f.socket, 0o660, nil) })
+	}
+	if publish != nil {
+		g.Go(func() error { publish(ctx); return nil })
+	}
+	g.Go(func() error { defer stop(); return control.Run(ctx) })
+	return g.Wait()
 }
 
 func tokenCommand() *cobra.Command {

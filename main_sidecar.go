@@ -116,6 +116,7 @@ func (f *meshFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.trustDomain, "trust-domain", certs.DefaultTrustDomain, "trust domain of the mesh")
 	fs.StringVar(&f.join.Token, "token", "", "one-time join token (sallyport token create)")
 	fs.StringVar(&f.join.TokenFile, "token-file", "", "file that holds the join token")
+	fs.StringVar(&f.join.ServiceAccountTokenFile, "service-account-token", "", "file that holds the pod's Kubernetes service account token (audience: the trust domain)")
 	fs.StringVar(&f.join.BundleFile, "ca-bundle", "", "PEM of the trust bundle, where the token's fingerprint is not to be used")
 	fs.StringVar(&f.join.Dir, "identity-dir", "", "folder (0700) that keeps key and SVID over a restart (default: they stay in memory)")
 	fs.StringVar(&f.join.Address, "identity", "", "where the identity comes from: HOST:PORT or unix:///PATH (default: the control plane)")

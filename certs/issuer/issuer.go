@@ -1,6 +1,6 @@
 // Package issuer is the gRPC service by which a sidecar gets its X.509-SVID: Istio's certificate service
 // (istio.v1.auth.IstioCertificateService), as no SPIFFE standard carries a CSR. It owns the decision who may have which
-// certificate (join token, mutual TLS, peer credentials of a Unix socket); signing is the authority's. The control plane
+// certificate (join token, service account token, mutual TLS, peer credentials of a Unix socket); signing is the authority's. The control plane
 // registers one Service, on its TLS server and, by ServeUnix, on a socket. Runs on gRPC's goroutines.
 package issuer
 
@@ -31,6 +31,7 @@ import (
 	"sallyport/certs/peercred"
 	"sallyport/certs/tlsconfig"
 	"sallyport/certs/token"
+	"sallyport/certs/tokenreview"
 )
 
 const (
@@ -39,6 +40,7 @@ const (
 
 	maxCSRPEM      = 2 * ca.MaxCSRSize
 	maxSocketConns = 1024
+	maxJoinToken   = 512
 
 	failureInterval = time.Second // per caller: failedBurst failures, then one a second
 	failureBurst    = 30
@@ -51,6 +53,7 @@ const (
 type Options struct {
 	Authority *ca.Authority
 	Tokens    *token.Store            // nil: no join tokens
+	Accounts  *tokenreview.Reviewer   // nil: no Kubernetes service account tokens
 	Rules     peercred.Rules          // empty: nobody by Unix socket
 	Allow     func(spiffeid.ID) error // asked for every certificate, renewals too; nil allows all that are attested
 	Now       func() time.Time        // default time.Now
@@ -59,14 +62,15 @@ type Options struct {
 
 // How a caller was attested, in logs and Stats.
 const (
-	ByToken  = "token"
-	ByMTLS   = "mtls"
-	BySocket = "socket"
+	ByToken   = "token"
+	ByAccount = "service-account"
+	ByMTLS    = "mtls"
+	BySocket  = "socket"
 )
 
 // Stats counts since the start.
 type Stats struct {
-	Issued  map[string]uint64 // by ByToken, ByMTLS, BySocket
+	Issued  map[string]uint64 // by ByToken, ByAccount, ByMTLS, BySocket
 	Refused map[string]uint64 // by gRPC code
 }
 
@@ -241,8 +245,12 @@ func (s *Service) attest(ctx context.Context, p *peer.Peer, id spiffeid.ID) (how
 	if err != nil {
 		return ByToken, nil, err
 	}
+	if ok && tokenreview.Is(bearer) {
+		return ByAccount, none, s.byAccount(ctx, bearer, id)
+	}
 	if ok {
-		redeem, err := s.byToken(bearer, id)
+		secret, _, _ := strings.Cut(bearer, ".") // the fingerprint is the caller's affair
+		redeem, err := s.byToken(secret, id)
 		return ByToken, redeem, err
 	}
 	if isSocket {
@@ -256,7 +264,7 @@ func (s *Service) attest(ctx context.Context, p *peer.Peer, id spiffeid.ID) (how
 		return ByMTLS, nil, status.Error(codes.Unauthenticated, err.Error())
 	}
 	if !ok {
-		return "", nil, status.Error(codes.Unauthenticated, "neither a join token nor a client certificate was given")
+		return "", nil, status.Error(codes.Unauthenticated, "neither a token nor a client certificate was given")
 	}
 	if have != id {
 		return ByMTLS, nil, status.Errorf(codes.PermissionDenied, "the client certificate is of %s, it cannot renew %s", have, id)
@@ -274,11 +282,31 @@ func bearerToken(ctx context.Context) (string, bool, error) {
 		return "", false, status.Error(codes.Unauthenticated, "authorization: must be given once")
 	}
 	scheme, value, ok := strings.Cut(values[0], " ")
-	if !ok || !strings.EqualFold(scheme, "Bearer") || len(value) > 512 {
-		return "", false, status.Error(codes.Unauthenticated, "authorization: must be Bearer and a join token")
+	value = strings.TrimSpace(value)
+	if !ok || !strings.EqualFold(scheme, "Bearer") || len(value) > tokenreview.MaxToken || !tokenreview.Is(value) && len(value) > maxJoinToken {
+		return "", false, status.Error(codes.Unauthenticated, "authorization: must be Bearer and a join token or a service account token")
 	}
-	secret, _, _ := strings.Cut(strings.TrimSpace(value), ".") // the fingerprint is the caller's affair
-	return secret, true, nil
+	return value, true, nil
+}
+
+// byAccount is the attestation by a Kubernetes service account. Its token may be used again: the API server says each
+// time whether it is still good.
+func (s *Service) byAccount(ctx context.Context, bearer string, id spiffeid.ID) error {
+	if s.opt.Accounts == nil {
+		return status.Error(codes.Unauthenticated, "this control plane takes no service account tokens: start it with --kubernetes")
+	}
+	account, have, err := s.opt.Accounts.ID(ctx, bearer)
+	switch {
+	case errors.Is(err, tokenreview.ErrRefused):
+		return status.Error(codes.Unauthenticated, err.Error())
+	case err != nil:
+		s.opt.Logger.Error("service account token not checked", "error", err)
+		return status.Error(codes.Unavailable, "the service account token could not be checked: see the control plane's log")
+	case have != id:
+		return status.Errorf(codes.PermissionDenied, "pod %s runs as %s, which is %s, not %s: "+
+			"give the service an account of its name", account.Pod, account, have, id)
+	}
+	return nil
 }
 
 func (s *Service) byToken(secret string, id spiffeid.ID) (func() error, error) {

@@ -274,7 +274,7 @@ func TestRenewalByMutualTLS(t *testing.T) {
 	_, err := p.call(t, who, "", payments.String())
 	wantCode(t, err, codes.PermissionDenied, "cannot renew")
 	_, err = p.call(t, nil, "", orders.String())
-	wantCode(t, err, codes.Unauthenticated, "neither a join token nor a client certificate")
+	wantCode(t, err, codes.Unauthenticated, "neither a token nor a client certificate")
 	// A bad token is not made good by a certificate.
 	_, err = p.call(t, who, "x", orders.String())
 	wantCode(t, err, codes.Unauthenticated, "malformed")

@@ -27,6 +27,7 @@ import (
 	"sallyport/certs"
 	"sallyport/certs/tlsconfig"
 	"sallyport/certs/token"
+	"sallyport/certs/tokenreview"
 )
 
 const (
@@ -47,6 +48,10 @@ type Options struct {
 	Token      string
 	TokenFile  string // read again whenever there is no valid SVID, so that a new token needs no restart
 	BundleFile string // PEM of the trust bundle
+
+	// In place of a join token: the token of a Kubernetes service account, bound to this pod and for the audience of the
+	// trust domain. It needs BundleFile. The kubelet replaces it, so it is read whenever it is needed.
+	ServiceAccountTokenFile string
 
 	Dir    string           // where key and SVID are kept over a restart (0700); "": nowhere, docs/decisions/0003
 	TTL    time.Duration    // to ask for; zero: the control plane's own
@@ -78,6 +83,12 @@ func Join(ctx context.Context, o Options) (*Renewed, error) {
 		iss.socket = "unix://" + "/" + strings.TrimLeft(path, "/")
 	} else if _, _, err := net.SplitHostPort(o.Address); err != nil {
 		return nil, fmt.Errorf("control plane address %q: must be host:port or unix:///path", o.Address)
+	}
+	if o.ServiceAccountTokenFile != "" && (o.Token != "" || o.TokenFile != "") {
+		return nil, errors.New("a service account token and a join token exclude each other")
+	}
+	if o.ServiceAccountTokenFile != "" && o.BundleFile == "" && iss.socket == "" {
+		return nil, errors.New("a service account token needs the trust bundle by which to recognize the control plane before it is sent")
 	}
 	if o.BundleFile != "" {
 		if iss.bundle, err = loadBundle(o.TrustDomain, o.BundleFile); err != nil {
@@ -184,6 +195,9 @@ func (r *remote) Issue(ctx context.Context, csr []byte, current *Identity) (Issu
 		Csr:              string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr})),
 		ValidityDuration: int64(r.opt.TTL / time.Second),
 	})
+	if r.opt.ServiceAccountTokenFile != "" {
+		secret = "" // unlike a join token it may be sent again
+	}
 	if err == nil {
 		if secret != "" {
 			r.spent = secret
@@ -206,6 +220,13 @@ func (r *remote) tls(current *Identity) (*tls.Config, string, error) {
 	server := spiffeid.MatchID(certs.ControlPlaneID(r.opt.TrustDomain))
 	if current != nil {
 		return tlsconfig.Client(fixed{current}, server, clock), "", nil
+	}
+	if r.opt.ServiceAccountTokenFile != "" {
+		text, err := accountToken(r.opt.ServiceAccountTokenFile)
+		if err != nil {
+			return nil, "", err
+		}
+		return tlsconfig.Anonymous(r.bundle, server, clock), text, nil
 	}
 	text := r.opt.Token
 	if r.opt.TokenFile != "" {
@@ -231,6 +252,18 @@ func (r *remote) tls(current *Identity) (*tls.Config, string, error) {
 		return tlsconfig.Anonymous(r.bundle, server, clock), tok.Secret, nil
 	}
 	return tlsconfig.Pinned(tok.Fingerprint, server, clock), tok.Secret, nil
+}
+
+func accountToken(path string) (string, error) {
+	data, err := readLimited(path)
+	if err != nil {
+		return "", fmt.Errorf("%w: service account token: %w", ErrRefused, err)
+	}
+	text := strings.TrimSpace(string(data))
+	if !tokenreview.Is(text) || len(text) > tokenreview.MaxToken || strings.ContainsAny(text, " \r\n\t") {
+		return "", fmt.Errorf("%w: service account token: %s holds no JSON web token", ErrRefused, path)
+	}
+	return text, nil
 }
 
 // explain turns a gRPC error into one line for a person and tells refusals from failures.

@@ -57,6 +57,11 @@ type plane struct {
 
 func newPlane(t *testing.T, id spiffeid.ID) *plane {
 	t.Helper()
+	return newPlaneWith(t, id, nil)
+}
+
+func newPlaneWith(t *testing.T, id spiffeid.ID, change func(*issuer.Options)) *plane {
+	t.Helper()
 	p := &plane{t: t, clock: &clock{}, dir: filepath.Join(t.TempDir(), "state"), socket: filepath.Join(t.TempDir(), "ca.sock")}
 	var err error
 	if p.ca, err = ca.Open(p.dir, ca.Options{Now: p.clock.now, Logger: quiet}); err != nil {
@@ -72,8 +77,12 @@ func newPlane(t *testing.T, id spiffeid.ID) *plane {
 	}
 	t.Cleanup(func() { _ = self.Close() })
 	p.self = self
-	p.svc = issuer.New(issuer.Options{Authority: p.ca, Tokens: p.tokens, Now: p.clock.now, Logger: quiet,
-		Rules: peercred.Rules{{Num: uint32(os.Getuid()), IDs: []spiffeid.ID{orders}}}})
+	opt := issuer.Options{Authority: p.ca, Tokens: p.tokens, Now: p.clock.now, Logger: quiet,
+		Rules: peercred.Rules{{Num: uint32(os.Getuid()), IDs: []spiffeid.ID{orders}}}}
+	if change != nil {
+		change(&opt)
+	}
+	p.svc = issuer.New(opt)
 	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(tlsconfig.JoinServer(self, spiffeid.MatchMemberOf(td), tlsconfig.WithClock(p.clock.now)))))
 	p.svc.Register(g)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
