@@ -39,6 +39,6 @@ func root() *cobra.Command {
 	c.AddCommand(sidecarCommand(),
 		gatewayCommand("edge", "edge", "Run the API gateway for the public, as a Gateway document describes it"),
 		gatewayCommand("l4", "l4", "Run the L4 tier: spread TCP connections over the edges of a Gateway"),
-		controlPlaneCommand(), tokenCommand(), validateCommand(), statusCommand(), demo.Command())
+		controlPlaneCommand(), tokenCommand(), validateCommand(), statusCommand(), redirectCommand(), demo.Command())
 	return c
 }

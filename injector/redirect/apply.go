@@ -1,0 +1,224 @@
+package redirect
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// backend puts rules into the kernel. All methods act on the network namespace of the calling thread.
+type backend interface {
+	name() Backend
+	// usable is nil where the backend can be used; *errMissing where the host lacks it.
+	usable() error
+	// apply replaces what is in force under the name of the ruleset. Where it fails everything is as before.
+	apply(r *Ruleset, cgroups map[string]cgroup) error
+	cleanup(name string) (found bool, err error)
+	inForce() ([]Status, error)
+}
+
+// backends are all of them, the best first.
+var backends = []backend{nft{}, &iptables{variant: IPTablesNFT}, &iptables{variant: IPTablesLegacy}}
+
+// Status is one rule set that is in force.
+type Status struct {
+	Backend Backend
+	Place   string // the table or chains, for people
+	Config  Config
+	Changed string // how it differs from what Config makes; ""
+	Foreign bool   // it has our name and is not ours; Config is empty
+}
+
+// Apply puts the rules of a configuration in force in place of those of the same name, whichever backend made them.
+// Applying the same twice changes nothing. When it fails, the network is as it was.
+func Apply(c Config) error {
+	r, err := Plan(c)
+	if err != nil {
+		return err
+	}
+	cgroups, err := cgroupsOf(&c)
+	if err != nil {
+		return err
+	}
+	defer lock()()
+	b, err := choose(r.Config.Backend)
+	if err != nil {
+		return err
+	}
+	if r.PolicyRoute {
+		if err := addPolicyRoute(); err != nil {
+			return errors.Join(err, dropUnusedRoute())
+		}
+	}
+	if err := b.apply(r, cgroups); err != nil {
+		return errors.Join(wrongBackend(r, err), dropUnusedRoute())
+	}
+	// Only now, so that there is no moment without rules. Until then what the first of the two decides stands.
+	for _, other := range backends {
+		if other.name() == b.name() {
+			continue
+		}
+		if _, err := other.cleanup(r.Config.Name); err != nil && !missing(err) {
+			return fmt.Errorf("the new rules are in force by %s, but the old ones by %s cannot be removed: %w", b.name(), other.name(), err)
+		}
+	}
+	if err := dropUnusedRoute(); err != nil {
+		return err
+	}
+	forgetDNS()
+	return nil
+}
+
+// wrongBackend adds what would help where the kernel has the backend but not all that the rules need.
+func wrongBackend(r *Ruleset, err error) error {
+	if missing(err) && r.Config.Backend == Auto {
+		return fmt.Errorf("%w; or try --backend %s or %s", err, IPTablesLegacy, IPTablesNFT)
+	}
+	return err
+}
+
+func missing(err error) bool {
+	var m *errMissing
+	return errors.As(err, &m)
+}
+
+// choose returns the backend that was asked for, or the best that the host has.
+func choose(want Backend) (backend, error) {
+	var lacking []string
+	for _, b := range backends {
+		if want != Auto && want != b.name() {
+			continue
+		}
+		err := b.usable()
+		if err == nil {
+			return b, nil
+		}
+		if !missing(err) {
+			return nil, err
+		}
+		lacking = append(lacking, fmt.Sprintf("%s: %v", b.name(), err))
+	}
+	if want == Auto {
+		return nil, fmt.Errorf("there is neither nftables nor iptables here: %s", strings.Join(lacking, "; "))
+	}
+	return nil, fmt.Errorf("--backend %s", lacking[0])
+}
+
+// Cleanup removes the rules of a name, and what a crash may have left beside them; nothing to remove is no error.
+func Cleanup(name string) error {
+	if name != "" {
+		if err := checkName(name); err != nil {
+			return fmt.Errorf("--name %q: %w", name, err)
+		}
+	}
+	defer lock()()
+	return cleanup(name)
+}
+
+// CleanupAll removes all of our rules.
+func CleanupAll() error {
+	defer lock()()
+	all, err := inForce()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for i := range all {
+		if !all[i].Foreign {
+			errs = append(errs, cleanup(all[i].Config.Name))
+		}
+	}
+	if len(errs) == 0 { // a crash may have left the policy route alone
+		return cleanup("")
+	}
+	return errors.Join(errs...)
+}
+
+func cleanup(name string) error {
+	var errs []error
+	usable := false
+	for _, b := range backends {
+		_, err := b.cleanup(name)
+		if missing(err) {
+			continue
+		}
+		usable = true
+		if errors.Is(err, errNoAdmin) {
+			return err
+		}
+		errs = append(errs, err)
+	}
+	if !usable {
+		return nil // without a backend there are no rules
+	}
+	errs = append(errs, dropUnusedRoute())
+	forgetDNS()
+	return errors.Join(errs...)
+}
+
+// dropUnusedRoute removes the policy route unless a rule set in force needs it.
+func dropUnusedRoute() error {
+	all, err := inForce()
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(all, func(s Status) bool { return !s.Foreign && s.Config.InboundMode == TProxy }) {
+		return nil
+	}
+	return removePolicyRoute()
+}
+
+// InForce says which rule sets are in force.
+func InForce() ([]Status, error) { return inForce() }
+
+func inForce() (out []Status, err error) {
+	for _, b := range backends {
+		s, err := b.inForce()
+		if missing(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, s...)
+	}
+	return out, nil
+}
+
+// cgroupsOf finds the cgroups that a configuration names.
+func cgroupsOf(c *Config) (map[string]cgroup, error) {
+	out := map[string]cgroup{}
+	for flag, path := range map[string]string{"--cgroup": c.Cgroup, "--sidecar-cgroup": c.Sidecar.Cgroup} {
+		if path == "" {
+			continue
+		}
+		g, err := resolveCgroup(path)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", flag, err)
+		}
+		out[path] = g
+	}
+	return out, nil
+}
+
+// lockTime is how long another sallyport at work in this network namespace is waited for.
+const lockTime = 10 * time.Second
+
+// lock keeps two of us in one network namespace apart, because the policy route is shared: one could remove what the
+// other has just found there. The lock is on the namespace's own inode, so no file is left by a crash. Anybody in the
+// namespace could hold it, so after lockTime the work goes on without: the rules themselves are transactions.
+func lock() (unlock func()) {
+	f, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return func() {}
+	}
+	deadline := time.Now().Add(lockTime)
+	for syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil && time.Now().Before(deadline) {
+		time.Sleep(20 * time.Millisecond)
+	}
+	return func() { f.Close() }
+}

@@ -1,0 +1,452 @@
+package redirect
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// iptables is the backend that runs iptables-restore: each table is one transaction, so packets meet the old rules or
+// the new ones. What changes one table and then fails at the next is taken back.
+type iptables struct{ variant Backend }
+
+func (t *iptables) name() Backend { return t.variant }
+
+// commandTime bounds one run of a program; -w lets it wait for the lock of iptables for half of that.
+const commandTime = 20 * time.Second
+
+// command returns the program for a family ("restore" or "save"), and "" where it is not installed.
+func (t *iptables) command(v6 bool, what string) string {
+	stem := "iptables"
+	if v6 {
+		stem = "ip6tables"
+	}
+	kind := strings.TrimPrefix(string(t.variant), "iptables-")
+	if path, err := exec.LookPath(stem + "-" + kind + "-" + what); err == nil {
+		return path
+	}
+	// Where there is but one variant it has the plain name, and says in its version which it is.
+	path, err := exec.LookPath(stem + "-" + what)
+	if err != nil {
+		return ""
+	}
+	version, err := run(nil, path, "--version")
+	isNFT := strings.Contains(version, "nf_tables")
+	if err != nil || isNFT != (t.variant == IPTablesNFT) {
+		return ""
+	}
+	return path
+}
+
+func run(input []byte, path string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), commandTime)
+	defer cancel()
+	c := exec.CommandContext(ctx, path, args...)
+	var out, said bytes.Buffer
+	c.Stdin, c.Stdout, c.Stderr = bytes.NewReader(input), &out, &said
+	if err := c.Run(); err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		text := said.String()
+		if strings.Contains(text, "Permission denied") || strings.Contains(text, "must be root") || strings.Contains(text, "Operation not permitted") {
+			return "", errNoAdmin
+		}
+		return "", fmt.Errorf("%s: %w: %s", path, err, firstLine(text))
+	}
+	return out.String(), nil
+}
+
+// firstLine is the first that is no warning.
+func firstLine(s string) string {
+	for line := range strings.Lines(s) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			return line
+		}
+	}
+	return "it said nothing"
+}
+
+func (t *iptables) usable() error {
+	path := t.command(false, "restore")
+	if path == "" || t.command(false, "save") == "" {
+		return &errMissing{fmt.Sprintf("%s-restore is not installed (Debian: apt-get install iptables)", t.variant)}
+	}
+	if _, err := run([]byte("*nat\nCOMMIT\n"), path, "--noflush", "--test"); err != nil {
+		if errors.Is(err, errNoAdmin) {
+			return err
+		}
+		return &errMissing{err.Error()}
+	}
+	return nil
+}
+
+// ipv6 says for which families there is work; IPv6 is left out where host or installation lack it.
+func (t *iptables) families() []bool {
+	out := []bool{false}
+	if slices.Contains(families(), unix.AF_INET6) && t.command(true, "restore") != "" && t.command(true, "save") != "" {
+		out = append(out, true)
+	}
+	return out
+}
+
+// saved is what there is of ours in one table of one family.
+type saved struct {
+	v6     bool
+	table  string
+	chains []string            // by name of the kernel's
+	rules  map[string][]string // "-A …" lines by chain
+	jumps  []string            // "-A OUTPUT … -j OURS" lines of others' chains
+}
+
+// present says cheaply, without starting a program or loading a module, whether the variant may have chains of ours.
+func (t *iptables) present() bool {
+	if t.variant == IPTablesLegacy {
+		for _, file := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
+			if names, err := os.ReadFile(file); err == nil && len(names) > 0 {
+				return true
+			}
+		}
+		return false
+	}
+	conn, err := nftables.New()
+	if err != nil {
+		return false
+	}
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
+		chains, err := conn.ListChainsOfTableFamily(family)
+		if err != nil {
+			return false
+		}
+		if slices.ContainsFunc(chains, func(c *nftables.Chain) bool { return isChainOfOurs(c.Name) }) {
+			return true
+		}
+	}
+	return false
+}
+
+func isChainOfOurs(name string) bool {
+	return strings.HasPrefix(name, "sallyport.") || strings.HasPrefix(name, "sly.")
+}
+
+// read is what there is in both tables, of all names.
+func (t *iptables) read() (out []saved, err error) {
+	if !t.present() {
+		return nil, nil
+	}
+	for _, v6 := range t.families() {
+		path := t.command(v6, "save")
+		if path == "" {
+			return nil, &errMissing{fmt.Sprintf("%s-save is not installed (Debian: apt-get install iptables)", t.variant)}
+		}
+		for _, table := range []string{"nat", "mangle"} {
+			if t.variant == IPTablesLegacy && !hasLegacyTable(v6, table) {
+				continue // asking would make it
+			}
+			text, err := run(nil, path, "-t", table)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, parseSave(text, v6, table))
+		}
+	}
+	return out, nil
+}
+
+func hasLegacyTable(v6 bool, table string) bool {
+	file := "/proc/net/ip_tables_names"
+	if v6 {
+		file = "/proc/net/ip6_tables_names"
+	}
+	names, err := os.ReadFile(file)
+	return err == nil && slices.Contains(strings.Fields(string(names)), table)
+}
+
+func parseSave(text string, v6 bool, table string) saved {
+	s := saved{v6: v6, table: table, rules: map[string][]string{}}
+	for line := range strings.Lines(text) {
+		line = strings.TrimRight(line, "\n")
+		f := strings.Fields(line)
+		switch {
+		case len(f) > 0 && strings.HasPrefix(f[0], ":") && isChainOfOurs(f[0][1:]):
+			s.chains = append(s.chains, f[0][1:])
+		case len(f) > 1 && f[0] == "-A" && isChainOfOurs(f[1]):
+			s.rules[f[1]] = append(s.rules[f[1]], line)
+		case len(f) > 1 && f[0] == "-A":
+			if i := slices.Index(f, "-j"); i > 0 && i+1 < len(f) && isChainOfOurs(f[i+1]) {
+				s.jumps = append(s.jumps, line)
+			}
+		}
+	}
+	return s
+}
+
+// of narrows it to what begins with a prefix.
+func (s *saved) of(prefix string) saved {
+	out := saved{v6: s.v6, table: s.table, rules: map[string][]string{}}
+	for _, name := range s.chains {
+		if strings.HasPrefix(name, prefix) {
+			out.chains = append(out.chains, name)
+			out.rules[name] = s.rules[name]
+		}
+	}
+	for _, jump := range s.jumps {
+		if f := strings.Fields(jump); strings.HasPrefix(f[slices.Index(f, "-j")+1], prefix) {
+			out.jumps = append(out.jumps, jump)
+		}
+	}
+	return out
+}
+
+// comments are those of the chain that says whose it is.
+func (s *saved) comments(prefix string) (out []string) {
+	for _, line := range s.rules[prefix+ownerChain] {
+		if _, after, ok := strings.Cut(line, `--comment "`); ok {
+			comment, _, _ := strings.Cut(after, `"`)
+			out = append(out, comment)
+		} else if _, after, ok := strings.Cut(line, `--comment `); ok { // a word without spaces
+			out = append(out, strings.Fields(after)[0])
+		}
+	}
+	return out
+}
+
+// find is read for one name. It refuses chains that are not ours.
+func (t *iptables) find(name string) (out []saved, err error) {
+	all, err := t.read()
+	if err != nil {
+		return nil, err
+	}
+	prefix := iptablesPrefix(name)
+	for i := range all {
+		s := all[i].of(prefix)
+		if len(s.chains) == 0 && len(s.jumps) == 0 {
+			continue
+		}
+		if c, ok := readOwner(s.comments(prefix)); !ok || c.Name != name {
+			return nil, &errNotOurs{fmt.Sprintf("chain %s of table %s (%s)", s.chains[0], s.table, t.variant)}
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+func (t *iptables) apply(r *Ruleset, cgroups map[string]cgroup) error {
+	old, err := t.find(r.Config.Name)
+	if err != nil {
+		return err
+	}
+	fresh := t.freshTables(old, iptablesPrefix(r.Config.Name))
+	r = withPaths(r, cgroups)
+	var steps, back []step
+	for _, v6 := range t.families() {
+		for _, table := range []string{"nat", "mangle"} {
+			was := pick(old, v6, table)
+			if slices.Contains(r.tables(), table) {
+				steps = append(steps, step{v6, r.restore(table, v6, deletions(was.jumps), was.chains, fresh)})
+			} else if len(was.chains) > 0 {
+				steps = append(steps, step{v6, removal(&was)})
+			}
+			if slices.Contains(r.tables(), table) || len(was.chains) > 0 {
+				back = append(back, step{v6, undo(r, table, &was)})
+			}
+		}
+	}
+	for _, s := range steps { // first see whether all of it would be taken
+		if err := t.restore(s, true); err != nil {
+			return err
+		}
+	}
+	for i, s := range steps {
+		if err := t.restore(s, false); err != nil {
+			for j := i - 1; j >= 0; j-- {
+				err = errors.Join(err, t.restore(back[j], false))
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// step is one transaction.
+type step struct {
+	v6   bool
+	text string
+}
+
+func (t *iptables) restore(s step, test bool) error {
+	path := t.command(s.v6, "restore")
+	if path == "" {
+		return &errMissing{fmt.Sprintf("%s-restore is not installed (Debian: apt-get install iptables)", t.variant)}
+	}
+	args := []string{"--noflush", "-w", "10"}
+	if test {
+		args = append(args, "--test")
+	}
+	_, err := run([]byte(s.text), path, args...)
+	return err
+}
+
+func pick(all []saved, v6 bool, table string) saved {
+	for _, s := range all {
+		if s.v6 == v6 && s.table == table {
+			return s
+		}
+	}
+	return saved{v6: v6, table: table}
+}
+
+// withPaths puts cgroups as the kernel knows them in place of folders.
+func withPaths(r *Ruleset, cgroups map[string]cgroup) *Ruleset {
+	out := *r
+	out.Chains = slices.Clone(r.Chains)
+	for i := range out.Chains {
+		out.Chains[i].Rules = slices.Clone(out.Chains[i].Rules)
+		for j := range out.Chains[i].Rules {
+			if rule := &out.Chains[i].Rules[j]; rule.Cgroup != "" {
+				rule.Cgroup = cgroups[rule.Cgroup].path
+			}
+		}
+	}
+	return &out
+}
+
+func deletions(jumps []string) (out []string) {
+	for _, j := range jumps {
+		out = append(out, "-D"+strings.TrimPrefix(j, "-A"))
+	}
+	return out
+}
+
+// removal is the transaction after which nothing of ours is left in a table.
+func removal(s *saved) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "*%s\n", s.table)
+	for _, name := range s.chains {
+		fmt.Fprintf(&b, ":%s - [0:0]\n", name)
+	}
+	for _, jump := range deletions(s.jumps) {
+		b.WriteString(jump + "\n")
+	}
+	for _, name := range s.chains {
+		fmt.Fprintf(&b, "-X %s\n", name)
+	}
+	b.WriteString("COMMIT\n")
+	return b.String()
+}
+
+// undo is the transaction that puts a table back after the ruleset was applied to it.
+func undo(r *Ruleset, table string, was *saved) string {
+	prefix := iptablesPrefix(r.Config.Name)
+	var b strings.Builder
+	fmt.Fprintf(&b, "*%s\n", table)
+	var now []string
+	if slices.Contains(r.tables(), table) {
+		for _, c := range r.chainsOf(table) {
+			now = append(now, prefix+c.Name)
+		}
+	}
+	for _, name := range inOrder(slices.Concat(now, was.chains)) {
+		fmt.Fprintf(&b, ":%s - [0:0]\n", name)
+	}
+	for _, name := range was.chains {
+		b.WriteString(strings.Join(was.rules[name], "\n") + "\n")
+	}
+	for _, c := range r.Chains {
+		if c.Hook != nil && c.Hook.Table == table {
+			fmt.Fprintf(&b, "-D %s -m comment --comment %q -j %s\n", strings.ToUpper(c.Hook.At), "sallyport", prefix+c.Name)
+		}
+	}
+	for _, jump := range was.jumps {
+		if strings.HasPrefix(jump, "-A OUTPUT ") && table == "nat" {
+			jump = "-I" + strings.TrimPrefix(jump, "-A")
+		}
+		b.WriteString(jump + "\n")
+	}
+	for _, name := range now {
+		if !slices.Contains(was.chains, name) {
+			fmt.Fprintf(&b, "-X %s\n", name)
+		}
+	}
+	b.WriteString("COMMIT\n")
+	return b.String()
+}
+
+func (t *iptables) cleanup(name string) (found bool, err error) {
+	old, err := t.find(name)
+	if err != nil || len(old) == 0 {
+		return false, err
+	}
+	fresh := noteOf(old, iptablesPrefix(name))
+	for i := range old {
+		if err := t.restore(step{old[i].v6, removal(&old[i])}, false); err != nil {
+			return true, err
+		}
+	}
+	return true, removeFresh(fresh)
+}
+
+func (t *iptables) inForce() (out []Status, err error) {
+	all, err := t.read()
+	if err != nil {
+		return nil, err
+	}
+	seen := map[string]bool{}
+	for i := range all {
+		for _, chain := range all[i].chains {
+			prefix := chain[:strings.LastIndexByte(chain, '.')+1]
+			if seen[prefix] {
+				continue
+			}
+			seen[prefix] = true
+			s := Status{Backend: t.variant, Place: "chains " + prefix + "*"}
+			var ours bool
+			if s.Config, ours = readOwner(all[i].comments(prefix)); !ours {
+				s = Status{Backend: t.variant, Place: s.Place, Foreign: true}
+			} else {
+				s.Changed = t.changed(&s.Config, all, prefix)
+			}
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+
+// changed says where the kernel's rules are not those that the configuration makes.
+func (t *iptables) changed(c *Config, all []saved, prefix string) string {
+	r, err := Plan(*c)
+	if err != nil {
+		return "made by another version of sallyport"
+	}
+	for _, v6 := range t.families() {
+		for _, table := range r.tables() {
+			is := pick(all, v6, table)
+			own := is.of(prefix)
+			for _, chain := range r.chainsOf(table) {
+				if chain.Name == ownerChain {
+					continue
+				}
+				want := 0
+				for i := range chain.Rules {
+					want += len(chain.Rules[i].iptables(prefix, v6))
+				}
+				if have := len(own.rules[prefix+chain.Name]); have != want {
+					return fmt.Sprintf("chain %s of table %s has %d rules in place of %d", prefix+chain.Name, table, have, want)
+				}
+				if chain.Hook != nil && !slices.ContainsFunc(own.jumps, func(j string) bool { return strings.HasSuffix(j, "-j "+prefix+chain.Name) }) {
+					return fmt.Sprintf("nothing leads to chain %s of table %s", prefix+chain.Name, table)
+				}
+			}
+		}
+	}
+	return ""
+}

@@ -1,0 +1,244 @@
+package redirect
+
+import "net/netip"
+
+// The hooks. Output stands just before the NAT of others, so that what they would send elsewhere (Docker's resolver at
+// 127.0.0.11, say) is the sidecar's first; the sidecar's own packets then meet it. Prerouting stands just after, so that
+// ports which this host publishes for containers stay theirs. TPROXY has to come before all NAT.
+var (
+	hookOutput     = Hook{Kind: "nat", At: "output", Priority: -101, Table: "nat", First: true}
+	hookPrerouting = Hook{Kind: "nat", At: "prerouting", Priority: -99, Table: "nat"}
+	hookTProxy     = Hook{Kind: "filter", At: "prerouting", Priority: -150, Table: "mangle"}
+	hookReplies    = Hook{Kind: "route", At: "output", Priority: -150, Table: "mangle"}
+)
+
+var (
+	loopback4  = netip.MustParsePrefix("127.0.0.0/8")
+	loopback6  = netip.MustParsePrefix("::1/128")
+	linkLocal6 = netip.MustParsePrefix("fe80::/10")
+)
+
+// Plan is the rules for a configuration. It reads nothing but that, and changes nothing.
+func Plan(c Config) (*Ruleset, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	p := &planner{c: &c}
+	if c.OutboundPort != 0 || c.DNSPort != 0 {
+		p.output()
+		p.outbound()
+	}
+	switch c.InboundMode {
+	case Redirect:
+		p.hook("prerouting", hookPrerouting)
+		p.inbound()
+		p.add(Rule{Why: "inbound connections", TCP: true, SYN: true, Do: Verdict{Redirect: c.InboundPort}})
+	case TProxy:
+		p.tproxy()
+		p.replies()
+	}
+	p.owner()
+	return &Ruleset{Config: c, Chains: p.chains, PolicyRoute: c.InboundMode == TProxy}, nil
+}
+
+// planner writes rules at the end of its last chain.
+type planner struct {
+	c      *Config
+	chains []Chain
+}
+
+func (p *planner) hook(name string, h Hook) { p.chains = append(p.chains, Chain{Name: name, Hook: &h}) }
+
+func (p *planner) start(name string) { p.chains = append(p.chains, Chain{Name: name}) }
+
+func (p *planner) add(rules ...Rule) {
+	last := &p.chains[len(p.chains)-1]
+	last.Rules = append(last.Rules, rules...)
+}
+
+// leave adds a rule that ends the matter: the packet goes where it was going.
+func (p *planner) leave(r Rule) {
+	r.Do = Verdict{Return: true}
+	p.add(r)
+}
+
+// only goes on in a chain of the given name for what meets one of the rules.
+func (p *planner) only(next string, rules ...Rule) {
+	for _, r := range rules {
+		r.Do = Verdict{Jump: next}
+		p.add(r)
+	}
+	p.start(next)
+}
+
+// sidecar returns a rule for each thing by which the sidecar is known.
+func (p *planner) sidecar() (out []Rule) {
+	s := &p.c.Sidecar
+	out = byUser("", s.UIDs)
+	for _, gid := range s.GIDs {
+		out = append(out, Rule{GID: &gid})
+	}
+	if s.Mark != 0 {
+		out = append(out, Rule{Mark: s.Mark})
+	}
+	if s.Cgroup != "" {
+		out = append(out, Rule{Cgroup: s.Cgroup})
+	}
+	for i := range out {
+		out[i].Why = "the sidecar's own"
+	}
+	return out
+}
+
+// output decides whose traffic it is. It comes first: whatever else is configured, the sidecar never meets itself.
+func (p *planner) output() {
+	p.hook("output", hookOutput)
+	for _, r := range p.sidecar() {
+		p.leave(r)
+	}
+	if p.c.Cgroup != "" {
+		p.only("outbound", Rule{Why: "the application", Cgroup: p.c.Cgroup})
+	} else {
+		p.only("outbound", Rule{Why: "everybody else"})
+	}
+}
+
+// outbound decides about the destination.
+func (p *planner) outbound() {
+	c := p.c
+	for _, r := range byUser("excluded users", c.ExcludeUIDs) {
+		p.leave(r)
+	}
+	for _, name := range c.ExcludeInterfaces {
+		p.leave(Rule{Why: "excluded interfaces", Out: name})
+	}
+	for _, r := range byFamily("excluded networks", c.ExcludeOutboundCIDRs) {
+		p.leave(r)
+	}
+	// Of link scope, so without meaning behind a socket on the loopback interface.
+	p.leave(Rule{Why: "the link itself", Nets: []netip.Prefix{linkLocal6}})
+	if len(c.ExcludeOutboundPorts) > 0 {
+		p.leave(Rule{Why: "excluded ports", TCP: true, Ports: c.ExcludeOutboundPorts})
+	}
+	if len(c.IncludeUIDs) > 0 {
+		p.only("out-users", byUser("included users", c.IncludeUIDs)...)
+	}
+	// Before the loopback addresses, because a host's resolver is often there (127.0.0.53, 127.0.0.11).
+	if c.DNSPort != 0 && !hasPort(c.ExcludeOutboundPorts, 53) {
+		dns := []PortRange{Port(53)}
+		p.add(Rule{Why: "DNS", UDP: true, Ports: dns, Do: Verdict{Redirect: c.DNSPort}},
+			Rule{Why: "DNS", TCP: true, SYN: true, Ports: dns, Do: Verdict{Redirect: c.DNSPort}})
+	}
+	if c.OutboundPort == 0 {
+		return
+	}
+	p.leave(Rule{Why: "itself", Nets: []netip.Prefix{loopback4}})
+	p.leave(Rule{Why: "itself", Nets: []netip.Prefix{loopback6}})
+	if c.Cgroup == "" {
+		p.leave(Rule{Why: "itself", Local: true})
+	} else if c.InboundMode != Off {
+		// Other ports of this host's addresses are other services, and they have sidecars of their own.
+		p.leave(Rule{Why: "itself", Local: true, TCP: true, Ports: c.IncludeInboundPorts})
+	}
+	if len(c.IncludeInterfaces) > 0 {
+		var links []Rule
+		for _, name := range c.IncludeInterfaces {
+			links = append(links, Rule{Why: "included interfaces", Out: name})
+		}
+		p.only("out-links", links...)
+	}
+	if len(c.IncludeOutboundCIDRs) > 0 {
+		p.only("out-nets", byFamily("included networks", c.IncludeOutboundCIDRs)...)
+	}
+	if len(c.IncludeOutboundPorts) > 0 {
+		p.only("out-ports", Rule{Why: "included ports", TCP: true, Ports: c.IncludeOutboundPorts})
+	}
+	p.add(Rule{Why: "outbound connections", TCP: true, SYN: true, Do: Verdict{Redirect: c.OutboundPort}})
+}
+
+// inbound decides about what comes from outside; the caller adds what is done with it.
+func (p *planner) inbound() {
+	c := p.c
+	p.leave(Rule{Why: "from itself", In: "lo"})
+	// What is not for this host is only routed through it.
+	p.only("inbound", Rule{Why: "for this host", TCP: true, Local: true})
+	for _, name := range c.ExcludeInterfaces {
+		p.leave(Rule{Why: "excluded interfaces", In: name})
+	}
+	own := []PortRange{Port(c.InboundPort)}
+	if c.HealthPort != 0 {
+		own = append(own, Port(c.HealthPort))
+	}
+	p.leave(Rule{Why: "the sidecar's own", TCP: true, Ports: joinPorts(own)})
+	if len(c.ExcludeInboundPorts) > 0 {
+		p.leave(Rule{Why: "excluded ports", TCP: true, Ports: c.ExcludeInboundPorts})
+	}
+	if len(c.IncludeInterfaces) > 0 {
+		var links []Rule
+		for _, name := range c.IncludeInterfaces {
+			links = append(links, Rule{Why: "included interfaces", In: name})
+		}
+		p.only("in-links", links...)
+	}
+	if len(c.IncludeInboundPorts) > 0 {
+		p.only("in-ports", Rule{Why: "included ports", TCP: true, Ports: c.IncludeInboundPorts})
+	}
+}
+
+// tproxy assigns inbound packets to the sidecar's socket without touching them. Unlike NAT it is asked about every
+// packet, so the first one leaves its mark on the connection. Where no socket takes a packet it is dropped: without
+// the sidecar it would reach the application unprotected.
+func (p *planner) tproxy() {
+	p.hook("prerouting", hookTProxy)
+	// With the ports, because the neighbor in another cgroup marks its connections so too.
+	p.add(Rule{Why: "taken before", TCP: true, Ports: p.c.IncludeInboundPorts, ConnMark: takenMark, Original: true, Do: Verdict{Jump: "in-taken"}})
+	p.inbound()
+	p.only("in-first", Rule{Why: "inbound connections", TCP: true, SYN: true})
+	p.add(Rule{Why: "remembered", Do: Verdict{SetConnMark: takenMark}},
+		Rule{Why: "inbound connections", Do: Verdict{Jump: "in-taken"}})
+	p.start("in-taken")
+	p.add(Rule{Why: "to the sidecar", TCP: true, Do: Verdict{TProxy: p.c.InboundPort}},
+		Rule{Why: "no sidecar listens", Do: Verdict{Drop: true}})
+}
+
+// replies leads the application's answers back to a sidecar that speaks to it from the client's address: their
+// destination is elsewhere, but the socket is here.
+func (p *planner) replies() {
+	p.hook("replies", hookReplies)
+	for _, r := range p.sidecar() {
+		r.Why, r.TCP, r.Local, r.Original, r.Do = "sidecar to application", true, true, true, Verdict{SetConnMark: routeMark}
+		p.add(r)
+	}
+	p.add(Rule{Why: "answers to it", TCP: true, ConnMark: routeMark, Reply: true, Do: Verdict{SetMark: routeMark}})
+}
+
+// ownerChain is called by nobody. Its comments say that the rules are ours, and from which Config they were made.
+const ownerChain = "owner"
+
+// maxComment is what nft takes as a comment when it reads back what it has listed.
+const maxComment = 128
+
+func (p *planner) owner() {
+	p.start(ownerChain)
+	for _, comment := range ownerComments(p.c) {
+		p.leave(Rule{Why: comment})
+	}
+}
+
+// byFamily is a rule for the networks of IPv4 and one for those of IPv6.
+func byFamily(why string, nets []netip.Prefix) (out []Rule) {
+	for _, v6 := range []bool{false, true} {
+		if of := ofFamily(nets, v6); len(of) > 0 {
+			out = append(out, Rule{Why: why, Nets: of})
+		}
+	}
+	return out
+}
+
+// byUser is a rule for each user.
+func byUser(why string, uids []uint32) (out []Rule) {
+	for _, uid := range uids {
+		out = append(out, Rule{Why: why, UID: &uid})
+	}
+	return out
+}
