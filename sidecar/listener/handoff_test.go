@@ -47,6 +47,12 @@ func TestAConnectionGoesToTheListenerOfItsDestination(t *testing.T) {
 	apply("orders", "240.0.0.1:80", false, 202)
 	apply("any", "0.0.0.0:9000", false, 203)
 	apply("six", "[fd00::1]:80", false, 204)
+	settled := func() {
+		done := make(chan struct{})
+		e.worker.Post(func() { close(done) }) // behind what Apply and Remove have posted
+		<-done
+	}
+	settled()
 	get := func(to string) int {
 		t.Helper()
 		next.Store(netip.AddrPort{})
@@ -82,9 +88,7 @@ func TestAConnectionGoesToTheListenerOfItsDestination(t *testing.T) {
 		}
 	}
 	e.server.Remove("orders")
-	done := make(chan struct{})
-	e.worker.Post(func() { close(done) }) // behind what Remove has posted
-	<-done
+	settled()
 	if got := get("240.0.0.1:80"); got != 201 {
 		t.Errorf("after its removal the listener still answers %d", got)
 	}
