@@ -88,6 +88,7 @@ func (m *memory) due() bool {
 // trim collects and returns: some milliseconds of background work for each ten MiB that live.
 func (m *memory) trim() {
 	debug.FreeOSMemory()
+	releaseFilePages()
 	metrics.Read(m.samples)
 	m.allocs = m.samples[sampleAllocs].Value.Uint64()
 	m.trimmed = m.allocs
