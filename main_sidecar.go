@@ -19,6 +19,7 @@ import (
 	"sallyport/certs/source"
 	"sallyport/sidecar"
 	"sallyport/sidecar/accelerate"
+	"sallyport/sidecar/probe"
 	"sallyport/sidecar/register"
 )
 
@@ -223,6 +224,7 @@ func sidecarCommand() *cobra.Command {
 	fs.IntVar(&t.Inbound, "inbound-port", 15006, "of --transparent: where inbound connections are redirected to, and the mesh comes in")
 	fs.IntVar(&t.DNS, "dns-port", 15053, "of --transparent: where DNS is redirected to; 0 for none")
 	fs.StringVar(&inboundMode, "inbound-mode", "redirect", "of --transparent: redirect, or tproxy (needs CAP_NET_ADMIN)")
+	fs.StringVar(&f.o.Health, "health-address", "", "IP:PORT of the health port: /healthz/ready, and the application's probes of $"+probe.Environment)
 	fs.StringVar(&r.Consul, "consul", "", "URL of a Consul agent to register the service with")
 	fs.StringVar(&r.Health, "health", "", "path of Consul's HTTP check on the application (default: a TCP check)")
 	fs.StringArrayVar(&r.Tags, "tag", nil, "tag of the registration; may be repeated")

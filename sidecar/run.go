@@ -56,6 +56,8 @@ type Options struct {
 	Identity source.Source
 	// CacheDir keeps the last good configuration over a restart; "": nowhere.
 	CacheDir string
+	// Health is the address of the health port (package probe); "": none.
+	Health string
 	// Accelerate is for the hops between this process and applications of the same host.
 	Accelerate accelerate.Options
 	Log        *slog.Logger
@@ -152,6 +154,13 @@ func Run(ctx context.Context, o Options) error {
 	}
 	if page != nil {
 		defer page.Close()
+	}
+	health, err := p.health()
+	if err != nil {
+		return err
+	}
+	if health != nil {
+		defer health.Close()
 	}
 	if err := p.connect(ctx); err != nil {
 		return err

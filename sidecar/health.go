@@ -1,0 +1,23 @@
+package sidecar
+
+import (
+	"os"
+
+	"sallyport/sidecar/probe"
+)
+
+// health serves Options.Health from before the listeners are up, so that a probe gets an
+// answer rather than a refused connection; nil without one.
+func (p *process) health() (*probe.Server, error) {
+	if p.o.Health == "" {
+		return nil, nil
+	}
+	probes, err := probe.Parse(os.Getenv(probe.Environment))
+	if err != nil {
+		return nil, err
+	}
+	return probe.Listen(probe.Options{Address: p.o.Health, Probes: probes, Log: p.log,
+		Ready:  func() bool { return p.status() == "LIVE" },
+		Reason: func() string { return p.status() + " " + p.reason() },
+	})
+}
