@@ -81,20 +81,25 @@ func RunWithin(t testing.TB, limit time.Duration, args ...string) Output {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, Binary(t), args...)
+	out, err := execute(exec.CommandContext(ctx, Binary(t), args...))
+	switch {
+	case ctx.Err() != nil:
+		t.Fatalf("sallyport %q did not end within %v\n%s%s", args, limit, out.Stdout, out.Stderr)
+	case err != nil:
+		t.Fatalf("sallyport %q: %v", args, err)
+	}
+	return out
+}
+
+// execute runs a command, made with a context, to its end. That it fails is no error of execute.
+func execute(cmd *exec.Cmd) (Output, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	ownGroup(cmd)
 	err := cmd.Run()
 	out := Output{Stdout: stdout.String(), Stderr: stderr.String()}
-	var exit *exec.ExitError
-	switch {
-	case ctx.Err() != nil:
-		t.Fatalf("sallyport %q did not end within %v\n%s%s", args, limit, out.Stdout, out.Stderr)
-	case errors.As(err, &exit):
-		out.Code = exit.ExitCode()
-	case err != nil:
-		t.Fatalf("sallyport %q: %v", args, err)
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		out.Code, err = exit.ExitCode(), nil
 	}
-	return out
+	return out, err
 }

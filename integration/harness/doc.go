@@ -33,6 +33,9 @@
 //   - client.go: Exchange, a raw connection: bytes out, messages in; Get for the simple case. client_h2.go: DialH2, an HTTP/2
 //     connection that stays open and shows every field. load.go: NewLoad, a bounded load at a fixed rate
 //     that counts failures.
+//   - netns.go: NewNetwork(t), a bridge and hosts on it in network namespaces (root); Host(name).Start, Run, Listen, Do.
+//     Program makes a process of a function of the test; Cgroup a cgroup for it. capture.go: Network.Capture, all frames
+//     that cross the bridge.
 //   - wire.go: Message, an HTTP message as it was on the wire.
 //   - otlp.go: NewCollector(t), an OTLP receiver in the test process.
 //   - identity.go: NewAuthority, certificates for TLS; NewIssuer, JSON web tokens and their key set.

@@ -89,6 +89,7 @@ var notRun struct {
 
 // Main runs the tests of a package and prints which of them were not run; TestMain calls it.
 func Main(m *testing.M) int {
+	runProgram()
 	code := m.Run()
 	removeBinary()
 	notRun.Lock()

@@ -24,6 +24,8 @@ type Command struct {
 	Env  []string // in addition to the test's own
 	Dir  string
 	Life time.Duration // the process is killed after it; 10 minutes by default
+	// Cgroup is the folder of the cgroup (version 2) in which it starts; "": that of the test.
+	Cgroup string
 }
 
 // Process is a started Command. It ends with its test, whatever happens.
@@ -50,6 +52,14 @@ func (c Command) Start(t testing.TB) *Process {
 	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
 	p.cmd.WaitDelay = 5 * time.Second // a grandchild that keeps the pipe must not keep the test
 	ownGroup(p.cmd)
+	if c.Cgroup != "" {
+		dir, err := os.Open(c.Cgroup)
+		if err != nil {
+			t.Fatalf("%s: %v", c.Name, err)
+		}
+		defer dir.Close()
+		p.cmd.SysProcAttr.UseCgroupFD, p.cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
+	}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatalf("%s: %v", c.Name, err)
 	}
