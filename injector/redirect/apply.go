@@ -51,11 +51,16 @@ func Apply(c Config) error {
 	}
 	if r.PolicyRoute {
 		if err := addPolicyRoute(); err != nil {
-			return errors.Join(err, dropUnusedRoute())
+			return errors.Join(err, dropUnusedRoutes())
+		}
+	}
+	if r.Config.OutboundPort != 0 {
+		if err := addVirtualRoutes(); err != nil {
+			return errors.Join(err, dropUnusedRoutes())
 		}
 	}
 	if err := b.apply(r, cgroups); err != nil {
-		return errors.Join(wrongBackend(r, err), dropUnusedRoute())
+		return errors.Join(wrongBackend(r, err), dropUnusedRoutes())
 	}
 	// Only now, so that there is no moment without rules. Until then what the first of the two decides stands.
 	for _, other := range backends {
@@ -66,7 +71,7 @@ func Apply(c Config) error {
 			return fmt.Errorf("the new rules are in force by %s, but the old ones by %s cannot be removed: %w", b.name(), other.name(), err)
 		}
 	}
-	if err := dropUnusedRoute(); err != nil {
+	if err := dropUnusedRoutes(); err != nil {
 		return err
 	}
 	forgetDNS()
@@ -132,7 +137,7 @@ func CleanupAll() error {
 			errs = append(errs, cleanup(all[i].Config.Name))
 		}
 	}
-	if len(errs) == 0 { // a crash may have left the policy route alone
+	if len(errs) == 0 { // a crash may have left the routes alone
 		return cleanup("")
 	}
 	return errors.Join(errs...)
@@ -155,21 +160,28 @@ func cleanup(name string) error {
 	if !usable {
 		return nil // without a backend there are no rules
 	}
-	errs = append(errs, dropUnusedRoute())
+	errs = append(errs, dropUnusedRoutes())
 	forgetDNS()
 	return errors.Join(errs...)
 }
 
-// dropUnusedRoute removes the policy route unless a rule set in force needs it.
-func dropUnusedRoute() error {
+// dropUnusedRoutes removes the routes that no rule set in force needs.
+func dropUnusedRoutes() error {
 	all, err := inForce()
 	if err != nil {
 		return err
 	}
-	if slices.ContainsFunc(all, func(s Status) bool { return !s.Foreign && s.Config.InboundMode == TProxy }) {
-		return nil
+	needed := func(by func(*Config) bool) bool {
+		return slices.ContainsFunc(all, func(s Status) bool { return !s.Foreign && by(&s.Config) })
 	}
-	return removePolicyRoute()
+	var errs []error
+	if !needed(func(c *Config) bool { return c.InboundMode == TProxy }) {
+		errs = append(errs, removePolicyRoute())
+	}
+	if !needed(func(c *Config) bool { return c.OutboundPort != 0 }) {
+		errs = append(errs, removeVirtualRoutes())
+	}
+	return errors.Join(errs...)
 }
 
 // InForce says which rule sets are in force.

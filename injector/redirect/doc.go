@@ -2,7 +2,8 @@
 // inbound TCP by REDIRECT or TPROXY, for a whole network namespace or for one process tree (a cgroup of version 2).
 //
 // It owns the nftables table "sallyport" (or "sallyport-NAME" of one cgroup), or the chains of that name where
-// iptables is used instead, and routing table 1338 with its rule. It owns nothing else and touches nothing else.
+// iptables is used instead, routing table 1338 with its rule, and routes to the virtual addresses where the host has none. It owns nothing else and
+// touches nothing else.
 // Callers are the command "sallyport redirect" and package injector/run, on any goroutine; it acts on the network
 // namespace of the calling thread, and needs CAP_NET_ADMIN in it.
 //
@@ -14,6 +15,6 @@
 //   - plan.go: the rules themselves, in one place, top to bottom. rule.go: what a rule may say.
 //   - nfttext.go, iptablestext.go: their printed forms (--dry-run, goldens).
 //   - nftables.go, nftexpr.go: the backend over netlink. iptables.go: the one over iptables-restore.
-//   - policyroute.go, conntrack.go, cgroup.go: what lies beside the rules.
+//   - policyroute.go, virtualroute.go, conntrack.go, cgroup.go: what lies beside the rules.
 //   - apply.go: Apply, Cleanup, InForce.
 package redirect

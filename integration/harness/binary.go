@@ -44,6 +44,10 @@ func buildBinary() {
 		return
 	}
 	binary.dir, binary.path = dir, filepath.Join(dir, "sallyport")
+	if err := os.Chmod(dir, 0o755); err != nil { // sidecars run as users of their own
+		binary.err = err
+		return
+	}
 	args, cgo := []string{"build", "-trimpath", "-o", binary.path}, "CGO_ENABLED=0"
 	if os.Getenv("SALLYPORT_RACE") == "1" {
 		args, cgo = append(args, "-race"), "CGO_ENABLED=1"

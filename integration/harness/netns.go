@@ -208,12 +208,24 @@ func (h *Host) Must(path string, args ...string) string {
 	return out.Stdout
 }
 
-// Listen opens a listening socket on the host.
-func (h *Host) Listen(network, addr string) (l net.Listener) {
+// Listen opens a listening socket on the host; control, where not nil, sets options of it first.
+func (h *Host) Listen(network, addr string, control func(network, address string, c syscall.RawConn) error) (l net.Listener) {
 	h.t.Helper()
-	h.Do(func() (err error) { l, err = net.Listen(network, addr); return err })
+	h.Do(func() (err error) {
+		l, err = (&net.ListenConfig{Control: control}).Listen(context.Background(), network, addr)
+		return err
+	})
 	h.t.Cleanup(func() { l.Close() })
 	return l
+}
+
+// Dial connects from the host. The address is of numbers: names would be looked up outside of it.
+func (h *Host) Dial(network, addr string) (c net.Conn, err error) {
+	err = h.ns.do(func() (err error) {
+		c, err = (&net.Dialer{Timeout: 10 * time.Second}).Dial(network, addr)
+		return err
+	})
+	return c, err
 }
 
 // namespace is a network namespace without a name. It ends when nothing holds it any more.
