@@ -14,6 +14,7 @@ import (
 type ConsulBuilder struct {
 	t    testing.TB
 	args []string
+	host *Host
 }
 
 // ConsulAgent is a running agent in development mode: one server, in memory, with mesh support on.
@@ -24,6 +25,7 @@ type ConsulAgent struct {
 
 	t       testing.TB
 	command Command
+	host    *Host // nil: the machine itself
 	http    string
 	grpc    string
 }
@@ -41,19 +43,32 @@ func (b *ConsulBuilder) Args(args ...string) *ConsulBuilder {
 	return b
 }
 
+// On has the agent run on a host of a test network, open to the others.
+func (b *ConsulBuilder) On(h *Host) *ConsulBuilder {
+	b.host = h
+	return b
+}
+
 // Run starts the agent and waits until it has a leader and knows itself.
 func (b *ConsulBuilder) Run() *ConsulAgent {
 	b.t.Helper()
 	port := func() string { return strconv.Itoa(FreePort(b.t)) }
-	c := &ConsulAgent{t: b.t, http: FreeAddr(b.t), grpc: FreeAddr(b.t)}
+	c := &ConsulAgent{t: b.t, host: b.host, http: FreeAddr(b.t), grpc: FreeAddr(b.t)}
+	bind, config := "127.0.0.1", &api.Config{}
+	if b.host != nil {
+		bind = b.host.IPv4.String()
+		c.http, c.grpc = net.JoinHostPort(bind, "8500"), net.JoinHostPort(bind, "8502")
+		config.HttpClient = b.host.HTTPClient()
+	}
 	_, httpPort, _ := net.SplitHostPort(c.http)
 	_, grpcPort, _ := net.SplitHostPort(c.grpc)
-	args := append([]string{"agent", "-dev", "-node", "test", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-log-level", "warn",
+	args := append([]string{"agent", "-dev", "-node", "test", "-bind", bind, "-client", bind, "-log-level", "warn",
 		"-http-port", httpPort, "-grpc-port", grpcPort, "-grpc-tls-port", "-1", "-dns-port", "-1", "-server-port", port(),
 		"-serf-lan-port", port(), "-serf-wan-port", port(), "-hcl", `disable_update_check = true`}, b.args...)
 	c.command = Command{Name: "consul", Path: Consul.Path(), Args: args}
 	var err error
-	if c.Client, err = api.NewClient(&api.Config{Address: c.http}); err != nil {
+	config.Address = c.http
+	if c.Client, err = api.NewClient(config); err != nil {
 		b.t.Fatal(err)
 	}
 	c.start()
@@ -62,7 +77,11 @@ func (b *ConsulBuilder) Run() *ConsulAgent {
 
 func (c *ConsulAgent) start() {
 	c.t.Helper()
-	c.Process = c.command.Start(c.t)
+	if c.host != nil {
+		c.Process = c.host.Start(c.command)
+	} else {
+		c.Process = c.command.Start(c.t)
+	}
 	c.WaitFor("leader", func() error {
 		leader, err := c.Client.Status().Leader()
 		if err == nil && leader == "" {

@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // ControlPlane is sallyport control-plane, before and after Run. Its address and state survive a restart.
@@ -20,6 +19,7 @@ type ControlPlane struct {
 	policies string
 	state    string
 	addr     string
+	host     *Host // nil: the machine itself
 }
 
 // NewControlPlane builds a control plane with empty policies.
@@ -32,6 +32,12 @@ func NewControlPlane(t testing.TB) *ControlPlane {
 			t.Fatal(err)
 		}
 	}
+	return c
+}
+
+// On has the control plane run on a host of a test network, open to the others.
+func (c *ControlPlane) On(h *Host) *ControlPlane {
+	c.host, c.addr = h, net.JoinHostPort(h.IPv4.String(), "15010")
 	return c
 }
 
@@ -89,9 +95,14 @@ func (c *ControlPlane) Args(args ...string) *ControlPlane {
 func (c *ControlPlane) Run() *ControlPlane {
 	c.t.Helper()
 	args := append([]string{"control-plane", "--policies", c.policies, "--listen", c.addr, "--state", c.state}, c.args...)
-	c.Process = Command{Name: "control-plane", Path: Binary(c.t), Args: args}.Start(c.t)
+	command, dial := Command{Name: "control-plane", Path: Binary(c.t), Args: args}, net.Dial
+	if c.host != nil {
+		c.Process, dial = c.host.Start(command), c.host.Dial
+	} else {
+		c.Process = command.Start(c.t)
+	}
 	c.WaitFor("open port", func() error {
-		conn, err := net.DialTimeout("tcp", c.addr, time.Second)
+		conn, err := dial("tcp", c.addr)
 		if err == nil {
 			conn.Close()
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -145,6 +146,9 @@ func (h *Host) ResolvConf(text string) *Host {
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		h.t.Fatal(err)
 	}
+	if err := os.Chmod(filepath.Dir(file), 0o755); err != nil { // for every user
+		h.t.Fatal(err)
+	}
 	h.resolve = file
 	return h
 }
@@ -178,15 +182,20 @@ func (h *Host) Do(f func() error) {
 // Start starts a program on the host. It ends with the test.
 func (h *Host) Start(c Command) (p *Process) {
 	h.t.Helper()
-	if h.resolve != "" {
-		// In a mount namespace of its own, so that the machine's file stays what it is.
-		script := `mount --bind "$1" /etc/resolv.conf && shift && exec "$@"`
-		c.Args = append([]string{"--mount", "--propagation", "private", "sh", "-c", script, "sh", h.resolve, c.Path}, c.Args...)
-		c.Path = "unshare"
-	}
+	c.Path, c.Args = h.own(c.Path, c.Args)
 	c.Name = h.Name + ": " + c.Name
 	h.Do(func() error { p = c.Start(h.t); return nil })
 	return p
+}
+
+// own is the command line by which a program sees the host's resolv.conf: in a mount namespace of its own, so that the
+// machine's file stays what it is.
+func (h *Host) own(path string, args []string) (string, []string) {
+	if h.resolve == "" {
+		return path, args
+	}
+	script := `mount --bind "$1" /etc/resolv.conf && shift && exec "$@"`
+	return "unshare", append([]string{"--mount", "--propagation", "private", "sh", "-c", script, "sh", h.resolve, path}, args...)
 }
 
 // Run runs a program on the host to its end.
@@ -194,6 +203,7 @@ func (h *Host) Run(path string, args ...string) (out Output) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	path, args = h.own(path, args)
 	h.Do(func() (err error) { out, err = execute(exec.CommandContext(ctx, path, args...)); return err })
 	return out
 }
@@ -226,6 +236,13 @@ func (h *Host) Dial(network, addr string) (c net.Conn, err error) {
 		return err
 	})
 	return c, err
+}
+
+// HTTPClient is a client on the host; URLs are of numeric addresses.
+func (h *Host) HTTPClient() *http.Client {
+	t := &http.Transport{DialContext: func(_ context.Context, network, addr string) (net.Conn, error) { return h.Dial(network, addr) }}
+	h.t.Cleanup(t.CloseIdleConnections)
+	return &http.Client{Transport: t}
 }
 
 // namespace is a network namespace without a name. It ends when nothing holds it any more.
