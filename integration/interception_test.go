@@ -6,12 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,6 +26,8 @@ import (
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
+	"sallyport/certs/source"
+	"sallyport/certs/workload"
 	"sallyport/integration/harness"
 )
 
@@ -394,7 +400,7 @@ func TestApplicationsThatKnowNothingOfTheMesh(t *testing.T) {
 		get("storefront", "", "http://"+orders+":8080/")
 		get("storefront", "", "http://"+other+":8080/")
 		v.start(v.storefront, "storefront", 8000)
-		get("storefront", greeting, "http://orders/")
+		v.eventually("healed", func() error { return v.says("storefront", greeting, curl, "-sSf", "-m", "5", "http://orders/") })
 		v.sidecars[v.orders].Kill()
 		get("storefront", "", "-f", "http://orders/")
 		get("other", "", "http://"+orders+":8080/")
@@ -421,6 +427,7 @@ func TestApplicationsThatKnowNothingOfTheMesh(t *testing.T) {
 		v.control.RemovePolicy("mesh.yaml")
 		v.control.RemovePolicy("tls.yaml")
 	})
+	t.Run("Envoy takes the sidecar's place", v.envoy)
 	t.Run("the hosts are as before", func(t *testing.T) {
 		for h, before := range v.before {
 			h.Must(harness.Binary(t), "redirect", "cleanup")
@@ -429,6 +436,62 @@ func TestApplicationsThatKnowNothingOfTheMesh(t *testing.T) {
 			}
 		}
 	})
+}
+
+// identityAgent hands a service's identity on by SDS: control plane, service, token, socket.
+var identityAgent = harness.Program("identity-agent", func(args []string) int {
+	log := slog.New(slog.DiscardHandler)
+	if err := errors.Join(syscall.Setgid(1337), syscall.Setuid(1337)); err != nil { // else what it says is redirected
+		fmt.Println(err)
+		return 1
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	src, err := source.Join(ctx, source.Options{Address: args[0], Service: args[1], Token: args[2], Logger: log})
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	defer src.Close()
+	l, err := workload.Listen(args[3], 0o600)
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println(workload.New(workload.Users(src, 1337), workload.Options{Logger: log}).Serve(context.Background(), l))
+	return 1
+})
+
+// envoy puts a stock Envoy in the place of storefront's sidecar, under the same control plane.
+func (v *village) envoy(t *testing.T) {
+	harness.Need(t, harness.Envoy)
+	v.sidecars[v.storefront].Stop(20 * time.Second)
+	dir := t.TempDir()
+	if err := errors.Join(os.Chmod(dir, 0o777), os.Chmod(filepath.Dir(dir), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "agent.sock")
+	agent := v.storefront.Start(identityAgent(v.control.Addr(), "storefront", v.control.Token("--service", "storefront"), socket))
+	agent.WaitFor("socket", func() error { _, err := os.Stat(socket); return err })
+	bootstrap := strings.NewReplacer("${service}", "storefront", "${port.app}", "8000", `listen: "127.0.0.1:${listen.mesh}"${upstream}`,
+		"transparent: {outbound: 15001, inbound: 15006, dns: 15053, ipv6: true}", "${admin}", "15000", "${socket}", socket,
+		"address: 127.0.0.1, port_value: ${port.control}", "address: "+v.hub.IPv4.String()+", port_value: 15010").Replace(envoySidecar)
+	file := filepath.Join(dir, "envoy.yaml")
+	if err := os.WriteFile(file, []byte(bootstrap), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p := v.storefront.Start(harness.Command{Name: "envoy", Path: "setpriv", Args: []string{"--reuid", "1337", "--regid", "1337", "--clear-groups", "--bounding-set", "-all",
+		harness.Envoy.Path(), "--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warning", "-c", file}})
+	greeting := "orders says " + secret
+	p.WaitFor("calls by name", func() error { return v.says("storefront", greeting, curl, "-sS", "-m", "5", "http://orders/") })
+	for _, url := range []string{"http://orders.mesh:8080/", "http://" + v.orders.IPv4.String() + ":8080/"} {
+		v.must("storefront", greeting, curl, "-sS", "-m", "10", url)
+	}
+	v.must("storefront", greeting, curl, "-sS", "-m", "10", "-H", "Host: orders.mesh", "http://10.99.0.200:9999/")
+	v.must("storefront", "other says "+public, curl, "-sS", "-m", "10", "http://"+v.other.IPv4.String()+":8080/")
+	v.buys("storefront", "you said hello", "lines", "ledger:3306", "hello")
+	v.buys("storefront", "SERVING", "grpc", "stock:9000")
+	p.Stop(20 * time.Second)
 }
 
 // lookup asks the name server of the host, as the application would, for an address.

@@ -255,11 +255,19 @@ func (b *builder) virtualOutbound() {
 	if t.IPv6 {
 		l.AdditionalAddresses = []*listenerv3.AdditionalAddress{{Address: address("::1", t.Outbound)}}
 	}
+	// Envoy would add this filter by itself, but behind those that look into the connection: one whose server speaks first
+	// would be given up before it was known where it goes.
+	l.ListenerFilters = b.originalDst()
 	// Who connects to this port itself would be led to it again, for ever.
 	l.FilterChains = []*listenerv3.FilterChain{{Name: "trap", FilterChainMatch: &listenerv3.FilterChainMatch{DestinationPort: number(t.Outbound)}, Filters: b.tcp("outbound_trap", blackholeCluster)}}
 	b.sniff(l)
 	l.DefaultFilterChain = &listenerv3.FilterChain{Name: "unknown", Filters: b.unknown("outbound_unknown")}
 	b.out.Listeners = append(b.out.Listeners, l)
+}
+
+func (b *builder) originalDst() []*listenerv3.ListenerFilter {
+	return []*listenerv3.ListenerFilter{{Name: "envoy.filters.listener.original_dst",
+		ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: b.pack(&originaldstv3.OriginalDst{})}}}
 }
 
 // virtualInbound makes the listener of all that comes in. Peers of the mesh connect to its own port, or to the one in the
@@ -271,8 +279,7 @@ func (b *builder) virtualInbound(own *catalog.Service) {
 	if t.IPv6 {
 		l.AdditionalAddresses = []*listenerv3.AdditionalAddress{{Address: address("::", t.Inbound)}}
 	}
-	l.ListenerFilters = []*listenerv3.ListenerFilter{{Name: "envoy.filters.listener.original_dst",
-		ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: b.pack(&originaldstv3.OriginalDst{})}}}
+	l.ListenerFilters = b.originalDst()
 	cluster := b.local(own.Protocol)
 	filters := b.inboundFilters(own, cluster)
 	mesh := []uint32{t.Inbound}
