@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -14,16 +15,24 @@ import (
 	"github.com/spf13/cobra"
 
 	"sallyport/examples/demo"
+	"sallyport/injector/run"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := root().ExecuteContext(ctx)
 	stop()
+	var exit *run.Exit
+	if errors.As(err, &exit) && exit.Err == nil {
+		os.Exit(exit.Code) // of the command that "sallyport run" ran, which has said what there was to say
+	}
 	if err != nil {
 		// One line for each thing that is wrong.
 		for line := range strings.Lines(err.Error()) {
 			fmt.Fprintln(os.Stderr, "sallyport:", strings.TrimRight(line, "\n"))
+		}
+		if exit != nil {
+			os.Exit(exit.Code)
 		}
 		os.Exit(1)
 	}
@@ -39,6 +48,7 @@ func root() *cobra.Command {
 	c.AddCommand(sidecarCommand(),
 		gatewayCommand("edge", "edge", "Run the API gateway for the public, as a Gateway document describes it"),
 		gatewayCommand("l4", "l4", "Run the L4 tier: spread TCP connections over the edges of a Gateway"),
-		controlPlaneCommand(), tokenCommand(), validateCommand(), statusCommand(), redirectCommand(), demo.Command())
+		controlPlaneCommand(), tokenCommand(), validateCommand(), statusCommand(),
+		redirectCommand(), runCommand(), demo.Command())
 	return c
 }

@@ -192,6 +192,7 @@ func sidecarCommand() *cobra.Command {
 				return sidecar.Run(c.Context(), f.o)
 			case f.o.Config != "" || f.o.ConfigYAML != "":
 				return errors.New("--service and a bootstrap (-c) exclude each other")
+			case m.mesh.Port == 0 && transparent && r.Consul == "": // an application that only calls
 			case m.mesh.Port < 1 || m.mesh.Port > 65535:
 				return errors.New("--port is required: where the application listens")
 			}
@@ -207,6 +208,11 @@ func sidecarCommand() *cobra.Command {
 			}
 			if r.Consul == "" {
 				return m.run(c.Context(), f.o)
+			}
+			if f.o.Health != "" {
+				if err := checkThroughHealth(&r, &m.mesh, &f.o); err != nil {
+					return err
+				}
 			}
 			return registered(c.Context(), &r, &m, f.o)
 		},
@@ -230,6 +236,27 @@ func sidecarCommand() *cobra.Command {
 	fs.StringArrayVar(&r.Tags, "tag", nil, "tag of the registration; may be repeated")
 	fs.StringToStringVar(&r.Meta, "meta", nil, "metadata of the registration, as in version=v2")
 	return c
+}
+
+// checkThroughHealth points Consul's check of the application at the health port: redirection would lead it to the
+// sidecar, which accepts every connection, and refuses plaintext.
+func checkThroughHealth(r *register.Options, m *sidecar.Mesh, o *sidecar.Options) error {
+	listen, err := netip.ParseAddrPort(m.Listen)
+	if err != nil {
+		return nil // registered says what is wrong
+	}
+	health, err := netip.ParseAddrPort(o.Health)
+	if err != nil {
+		return fmt.Errorf("--health-address %q: want IP:PORT", o.Health)
+	}
+	p := probe.Probe{TCP: &probe.TCPSocket{Port: int32(m.Port), Host: "127.0.0.1"}}
+	if r.Health != "" {
+		p = probe.Probe{HTTP: &probe.HTTPGet{Path: r.Health, Port: int32(m.Port), Host: "127.0.0.1"}}
+	}
+	const path = probe.Prefix + "consul"
+	o.Probes = map[string]probe.Probe{path: p}
+	r.CheckURL = "http://" + netip.AddrPortFrom(listen.Addr(), health.Port()).String() + path
+	return nil
 }
 
 // registered runs the sidecar while its service is registered in Consul.

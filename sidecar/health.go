@@ -16,6 +16,12 @@ func (p *process) health() (*probe.Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	for path, p := range p.o.Probes {
+		if probes == nil {
+			probes = map[string]probe.Probe{}
+		}
+		probes[path] = p
+	}
 	return probe.Listen(probe.Options{Address: p.o.Health, Probes: probes, Log: p.log,
 		Ready:  func() bool { return p.status() == "LIVE" },
 		Reason: func() string { return p.status() + " " + p.reason() },

@@ -33,6 +33,7 @@ import (
 	"sallyport/sidecar/listener"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/metric"
+	"sallyport/sidecar/probe"
 	"sallyport/sidecar/secret"
 	"sallyport/sidecar/telemetry"
 	"sallyport/sidecar/upstream"
@@ -58,6 +59,8 @@ type Options struct {
 	CacheDir string
 	// Health is the address of the health port (package probe); "": none.
 	Health string
+	// Probes are made at the health port besides those of the environment.
+	Probes map[string]probe.Probe
 	// Accelerate is for the hops between this process and applications of the same host.
 	Accelerate accelerate.Options
 	Log        *slog.Logger

@@ -114,3 +114,34 @@ func statCgroup(dir, path, given string) (cgroup, error) {
 	// The id that the kernel compares with is the folder's inode number (cgroup_id, kernfs_id).
 	return cgroup{level: uint32(strings.Count(path, "/") + 1), id: st.Ino, path: path, dir: dir}, nil
 }
+
+// OwnCgroup is the folder of the cgroup of version 2 that this process is in.
+func OwnCgroup() (string, error) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	mounts, err := cgroupMounts(bytes.NewReader(data))
+	if err != nil {
+		return "", err
+	}
+	if len(mounts) == 0 {
+		return "", errNoCgroup2
+	}
+	if data, err = os.ReadFile("/proc/self/cgroup"); err != nil {
+		return "", err
+	}
+	// "0::/path" is the line of version 2 (cgroups(7)).
+	for line := range strings.Lines(string(data)) {
+		path, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::")
+		if !ok {
+			continue
+		}
+		for _, m := range mounts {
+			if rest, ok := below(filepath.Clean(path), m.root); ok {
+				return filepath.Join(m.point, rest), nil
+			}
+		}
+	}
+	return "", errors.New("this process is in no cgroup that can be seen here; redirect the whole namespace")
+}

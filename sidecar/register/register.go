@@ -28,6 +28,8 @@ type Options struct {
 	Port, SidecarPort int
 	// Health is the path of an HTTP check on the application, "" for a TCP check.
 	Health string
+	// CheckURL is checked in place of the application, where Consul cannot reach that itself: a 2xx is healthy.
+	CheckURL string
 	Tags   []string
 	Meta   map[string]string
 	Log    *slog.Logger
@@ -93,6 +95,9 @@ func (o *Options) register(ctx context.Context, client *api.Client) error {
 	check := &api.AgentServiceCheck{Name: "application", TCP: target, Interval: checkEvery, Timeout: "1s", DeregisterCriticalServiceAfter: goneAfter}
 	if o.Health != "" {
 		check.TCP, check.HTTP = "", "http://"+target+o.Health
+	}
+	if o.CheckURL != "" {
+		check.TCP, check.HTTP = "", o.CheckURL
 	}
 	if err := client.Agent().ServiceRegisterOpts(&api.AgentServiceRegistration{
 		ID: o.ID, Name: o.Service, Address: o.Address, Port: o.Port, Tags: o.Tags, Meta: o.Meta, Check: check,

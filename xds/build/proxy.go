@@ -106,7 +106,7 @@ func ParseNode(n *corev3.Node) (Proxy, error) {
 	case Sidecar:
 		r.segment("service", p.Service)
 		r.address("listen", p.Listen, false)
-		if p.Port == 0 {
+		if p.Port == 0 && p.Transparent == nil {
 			r.fail("port", "is required: where the application listens")
 		}
 	case Edge, L4:

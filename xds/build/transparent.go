@@ -61,7 +61,9 @@ func (b *builder) transparent(own *catalog.Service) {
 	}
 	b.hosts(names)
 	b.virtualOutbound()
-	b.virtualInbound(own)
+	if b.proxy.Port != 0 { // a job, say, has nothing that listens
+		b.virtualInbound(own)
+	}
 	if b.proxy.Transparent.DNS != 0 {
 		b.dns(names, addresses)
 	}

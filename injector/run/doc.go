@@ -1,0 +1,17 @@
+// Package run starts an application with a sidecar beside it, on a machine: it starts the sidecar and waits until that is
+// ready, redirects the application's traffic to it, starts the application, and undoes it all when that ends, with the
+// application's own exit status. The command "sallyport run" calls it, once, on the main goroutine.
+//
+// It owns, for each name: the folder /run/sallyport/NAME (a lock, the sidecar's identity), the cgroup in which the
+// application runs, the rules of package injector/redirect under that name, and the two processes. The sidecar registers
+// and deregisters the service itself, because it knows when it may be reached and when it drains.
+//
+// What a crash leaves behind is found and removed by the next start of the same name. In between it fails closed: the
+// sidecar dies with this process (PR_SET_PDEATHSIG), and the rules stay.
+//
+//   - run.go: Run, from the first check to the exit status.
+//   - options.go: Options and what is wrong with them.
+//   - sidecar.go: the sidecar's process: start, readiness, restarts, end.
+//   - command.go: the application's process: user, cgroup, terminal, signals.
+//   - place.go: the folder, the lock, the cgroup.
+package run
