@@ -223,6 +223,10 @@ func lookup(s string) (*credential, error) {
 	c := &credential{}
 	u, err := user.Lookup(name)
 	if err != nil {
+		// Looked up only if it is one: 4294967296 would be found as 0, which is root.
+		if _, bad := strconv.ParseUint(name, 10, 32); bad != nil {
+			return nil, usage("--user %q: there is no such user", s)
+		}
 		u, err = user.LookupId(name)
 	}
 	switch {
