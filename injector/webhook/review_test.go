@@ -1,0 +1,241 @@
+package webhook
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"strings"
+	"testing"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
+)
+
+const podJSON = `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"orders-1","namespace":"shop"},` +
+	`"spec":{"containers":[{"name":"app","image":"orders:1","future":1}]}}`
+
+// reviewOf is what the API server sends for a new pod.
+func reviewOf(object string) string {
+	return `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u-1","kind":{"group":"","version":"v1","kind":"Pod"},` +
+		`"resource":{"group":"","version":"v1","resource":"pods"},"namespace":"shop","name":"orders-1","operation":"CREATE","dryRun":true,"object":` + object + `}}`
+}
+
+// addSidecar stands for package manifest.
+func addSidecar(p *corev1.Pod, namespace string) (Result, error) {
+	switch {
+	case p.Annotations["ask"] == "impossible":
+		return Result{}, errors.New("annotation ask: impossible\nis not possible")
+	case p.Annotations["ask"] == "later":
+		return Result{}, fmt.Errorf("%w: later", ErrNotReady)
+	case p.Spec.HostNetwork:
+		return Result{Skipped: "hostNetwork", Warn: true}, nil
+	case p.Annotations["injected"] != "":
+		return Result{Skipped: "already injected"}, nil
+	}
+	if p.Annotations == nil {
+		p.Annotations = map[string]string{}
+	}
+	p.Annotations["injected"] = namespace
+	p.Spec.InitContainers = append([]corev1.Container{{Name: "sidecar", Image: "sallyport"}}, p.Spec.InitContainers...)
+	return Result{Pod: p, Warnings: []string{"mind the gap"}}, nil
+}
+
+func newReviewer(allow bool) *reviewer {
+	return &reviewer{inject: addSidecar, allow: allow, log: slog.New(slog.DiscardHandler), metrics: newMetrics(), slots: make(chan struct{}, 1)}
+}
+
+func post(v *reviewer, body io.Reader) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodPost, Path, body)
+	r.Header.Set("Content-Type", "application/json")
+	w := httptest.NewRecorder()
+	v.ServeHTTP(w, r)
+	return w
+}
+
+func reviewed(t *testing.T, v *reviewer, body string) *admissionv1.AdmissionResponse {
+	t.Helper()
+	w := post(v, strings.NewReader(body))
+	var out admissionv1.AdmissionReview
+	if err := json.Unmarshal(w.Body.Bytes(), &out); w.Code != http.StatusOK || err != nil || out.Response == nil {
+		t.Fatalf("%d %s: %v", w.Code, w.Body, err)
+	}
+	if out.APIVersion != "admission.k8s.io/v1" || out.Kind != "AdmissionReview" || out.Response.UID != "u-1" {
+		t.Errorf("%+v", out)
+	}
+	return out.Response
+}
+
+func TestPodGetsItsSidecarByASmallPatch(t *testing.T) {
+	got := reviewed(t, newReviewer(false), reviewOf(podJSON))
+	if !got.Allowed || got.PatchType == nil || *got.PatchType != admissionv1.PatchTypeJSONPatch {
+		t.Fatalf("%+v", got)
+	}
+	want := `[{"op":"add","path":"/metadata/annotations","value":{"injected":"shop"}},` +
+		`{"op":"add","path":"/spec/initContainers","value":[{"image":"sallyport","name":"sidecar","resources":{}}]}]`
+	if string(got.Patch) != want {
+		t.Errorf("patch %s\nwant %s", got.Patch, want)
+	}
+	if w := []string{"sallyport: mind the gap"}; !reflect.DeepEqual(got.Warnings, w) {
+		t.Errorf("warnings %q", got.Warnings)
+	}
+}
+
+func TestSecondReviewChangesNothing(t *testing.T) {
+	v := newReviewer(false)
+	first := reviewed(t, v, reviewOf(podJSON))
+	var ops []operation
+	if err := json.Unmarshal(first.Patch, &ops); err != nil {
+		t.Fatal(err)
+	}
+	object, err := json.Marshal(apply(t, []byte(podJSON), ops))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second := reviewed(t, v, reviewOf(string(object))); !second.Allowed || second.Patch != nil || len(second.Warnings) > 0 {
+		t.Errorf("%+v", second)
+	}
+}
+
+func TestWhatCannotBeInjected(t *testing.T) {
+	annotated := func(v string) string {
+		return reviewOf(strings.Replace(podJSON, `"name":"orders-1"`, `"name":"orders-1","annotations":{"ask":"`+v+`"}`, 1))
+	}
+	host := reviewOf(strings.Replace(podJSON, `"spec":{`, `"spec":{"hostNetwork":true,`, 1))
+	for name, tc := range map[string]struct {
+		body          string
+		allow         bool
+		allowed       bool
+		message, warn string
+	}{
+		"its author is told why it may not run":       {annotated("impossible"), false, false, "the sidecar cannot be added: annotation ask: impossible is not possible", ""},
+		"or why it runs without":                      {annotated("impossible"), true, true, "", "sallyport: not injected: annotation ask: impossible is not possible"},
+		"what is left alone is said":                  {host, false, true, "", "sallyport: not injected: hostNetwork"},
+		"an update is none of the webhook's business": {strings.Replace(reviewOf(podJSON), "CREATE", "UPDATE", 1), false, true, "", "when it is created, not at UPDATE"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := reviewed(t, newReviewer(tc.allow), tc.body)
+			if got.Allowed != tc.allowed || got.Patch != nil {
+				t.Errorf("%+v", got)
+			}
+			if !got.Allowed && (got.Result == nil || got.Result.Message != tc.message || got.Result.Code != 422) {
+				t.Errorf("%+v", got.Result)
+			}
+			if warnings := strings.Join(got.Warnings, "|"); tc.warn == "" != (warnings == "") || !strings.Contains(warnings, tc.warn) {
+				t.Errorf("warnings %q, want %q", warnings, tc.warn)
+			}
+		})
+	}
+}
+
+func TestBadRequestsGetAClearAnswer(t *testing.T) {
+	good := reviewOf(podJSON)
+	for name, tc := range map[string]struct {
+		body string
+		code int
+		want string
+	}{
+		"nothing":                      {"", 400, "the body is no AdmissionReview: unexpected end of JSON input"},
+		"no JSON":                      {`{"a`, 400, "the body is no AdmissionReview"},
+		"another document behind":      {good + good, 400, "the body is no AdmissionReview"},
+		"another version":              {strings.Replace(good, "admission.k8s.io/v1", "admission.k8s.io/v1beta1", 1), 400, `of "admission.k8s.io/v1beta1": only AdmissionReview of admission.k8s.io/v1`},
+		"another kind":                 {podJSON, 400, `the body is "Pod" of "v1"`},
+		"no request":                   {`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`, 400, "no request with a uid"},
+		"no uid":                       {strings.Replace(good, `"uid":"u-1",`, "", 1), 400, "no request with a uid"},
+		"another resource":             {strings.Replace(good, `"resource":{"group":"","version":"v1","resource":"pods"}`, `"resource":{"group":"apps","version":"v1","resource":"deployments"}`, 1), 400, "the review is about deployments.apps/v1"},
+		"an object that is no pod":     {reviewOf(`{"apiVersion":"v1","kind":"Secret","data":{}}`), 400, `request.object is "Secret" of "v1", not a Pod`},
+		"an object of a wrong type":    {reviewOf(`{"apiVersion":"v1","kind":"Pod","spec":{"containers":"all"}}`), 400, "request.object is no pod"},
+		"an object that is no object":  {reviewOf(`[1]`), 400, "request.object is no pod"},
+		"a name twice":                 {strings.Replace(good, `"spec":{`, `"spec":{},"spec":{`, 1), 400, `duplicate field "spec"`},
+		"a pod without containers":     {reviewOf(`{"apiVersion":"v1","kind":"Pod"}`), 400, "it has no containers"},
+		"too much":                     {`{"a":"` + strings.Repeat("x", maxBody) + `"}`, 413, "larger than 3211264 bytes"},
+		"nothing can be injected now":  {strings.Replace(good, `"name":"orders-1","namespace"`, `"annotations":{"ask":"later"},"name":"orders-1","namespace"`, 1), 503, "the injector is not ready: later"},
+		"arrays in arrays without end": {reviewOf(strings.Repeat("[", 20_000)), 400, "the body is no AdmissionReview"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := post(newReviewer(true), strings.NewReader(tc.body))
+			if w.Code != tc.code || !strings.Contains(w.Body.String(), tc.want) || strings.Count(w.Body.String(), "\n") != 1 {
+				t.Errorf("%d %q, want %d %q", w.Code, w.Body, tc.code, tc.want)
+			}
+		})
+	}
+}
+
+func TestWhatIsNoPostOfJSON(t *testing.T) {
+	for _, tc := range []struct {
+		method, contentType string
+		code                int
+	}{
+		{http.MethodGet, "application/json", 405}, {http.MethodPut, "application/json", 405},
+		{http.MethodPost, "text/plain", 415}, {http.MethodPost, "", 415}, {http.MethodPost, "application/json; charset=utf-8", 200},
+	} {
+		r := httptest.NewRequest(tc.method, Path, strings.NewReader(reviewOf(podJSON)))
+		r.Header.Set("Content-Type", tc.contentType)
+		w := httptest.NewRecorder()
+		newReviewer(true).ServeHTTP(w, r)
+		if w.Code != tc.code || (w.Code == 405) != (w.Header().Get("Allow") == "POST") {
+			t.Errorf("%s %q: %d %s", tc.method, tc.contentType, w.Code, w.Body)
+		}
+	}
+}
+
+func TestWarningsAreLimited(t *testing.T) {
+	var r admissionv1.AdmissionResponse
+	for range 2 * maxWarnings {
+		warn(&r, strings.Repeat("ä\n", 500))
+	}
+	if len(r.Warnings) != maxWarnings || len(r.Warnings[0]) > maxWarning || strings.Contains(r.Warnings[0], "\n") || !strings.HasSuffix(r.Warnings[0], "…") {
+		t.Errorf("%d warnings: %q", len(r.Warnings), r.Warnings[0])
+	}
+}
+
+// FuzzReview asserts that whatever is POSTed gets one answer: a line that says what is wrong, or a review whose patch
+// applies to the object that was sent and makes of it the pod that was meant.
+func FuzzReview(f *testing.F) {
+	f.Add([]byte(reviewOf(podJSON)))
+	v := newReviewer(false)
+	f.Fuzz(func(t *testing.T, body []byte) {
+		w := post(v, strings.NewReader(string(body)))
+		if w.Code != http.StatusOK {
+			if w.Code < 400 || w.Code == 500 || strings.Count(w.Body.String(), "\n") != 1 {
+				t.Fatalf("%d %q", w.Code, w.Body)
+			}
+			return
+		}
+		var in, out admissionv1.AdmissionReview
+		if err := json.Unmarshal(w.Body.Bytes(), &out); err != nil || out.Response == nil {
+			t.Fatalf("%v: %q", err, w.Body)
+		}
+		if err := unmarshal(body, &in); err != nil || out.Response.UID != in.Request.UID {
+			t.Fatalf("accepted: %v", err)
+		}
+		if out.Response.Patch == nil {
+			return
+		}
+		var ops []operation
+		if err := json.Unmarshal(out.Response.Patch, &ops); err != nil {
+			t.Fatal(err)
+		}
+		patched, err := json.Marshal(apply(t, in.Request.Object.Raw, ops))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var before, got corev1.Pod
+		if err := errors.Join(unmarshal(in.Request.Object.Raw, &before), unmarshal(patched, &got)); err != nil {
+			t.Fatal(err)
+		}
+		want, err := addSidecar(&before, in.Request.Namespace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, errA := json.Marshal(want.Pod)
+		b, errB := json.Marshal(&got)
+		if errA != nil || errB != nil || string(a) != string(b) {
+			t.Fatalf("got %s\nwant %s", b, a)
+		}
+	})
+}
