@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -245,9 +246,9 @@ func checkThroughHealth(r *register.Options, m *sidecar.Mesh, o *sidecar.Options
 	if err != nil {
 		return nil // registered says what is wrong
 	}
-	health, err := netip.ParseAddrPort(o.Health)
+	_, port, err := net.SplitHostPort(o.Health)
 	if err != nil {
-		return fmt.Errorf("--health-address %q: want IP:PORT", o.Health)
+		return fmt.Errorf("--health-address %q: want IP:PORT, or :PORT for all addresses", o.Health)
 	}
 	p := probe.Probe{TCP: &probe.TCPSocket{Port: int32(m.Port), Host: "127.0.0.1"}}
 	if r.Health != "" {
@@ -255,7 +256,7 @@ func checkThroughHealth(r *register.Options, m *sidecar.Mesh, o *sidecar.Options
 	}
 	const path = probe.Prefix + "consul"
 	o.Probes = map[string]probe.Probe{path: p}
-	r.CheckURL = "http://" + netip.AddrPortFrom(listen.Addr(), health.Port()).String() + path
+	r.CheckURL = "http://" + net.JoinHostPort(listen.Addr().String(), port) + path
 	return nil
 }
 

@@ -1,0 +1,13 @@
+// Package manifest puts the sidecar into Kubernetes pods and Docker Compose services, and takes it out again. The
+// commands "sallyport inject" and "uninject" call it with files, package webhook with pods that are being created; both
+// get the same pod. It runs on the caller's goroutine, reads nothing and keeps nothing.
+//
+// A pod is changed as what it is, a corev1.Pod. In a file that change is then made to the tree of the document itself, so
+// that order, comments and fields that this version of Kubernetes does not know stay; documents in which there is
+// nothing to inject stay byte for byte.
+//
+//   - pod.go: Inject and Uninject for a pod. parts.go: the containers and volumes. probes.go: the kubelet's probes.
+//   - annotations.go: what the author of a pod may ask for.
+//   - file.go: documents, kinds, errors with their lines. merge.go: a change of an object made to its tree.
+//   - compose.go: Docker Compose.
+package manifest

@@ -1,0 +1,223 @@
+package manifest
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func options() Options {
+	return Options{Image: "registry.example/sallyport:0.1.0", ControlPlane: "sallyport-control-plane.sallyport-system.svc:15010", TrustDomain: "sallyport.local",
+		TrustBundle: "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"}
+}
+
+// TestGolden injects every manifest of testdata and compares all of it: the file, and what is said. Then it takes
+// the sidecars out again, which must give the very file, and injects twice, which must change nothing.
+func TestGolden(t *testing.T) {
+	inputs, err := filepath.Glob("testdata/*.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(inputs) < 30 {
+		t.Fatalf("%d manifests", len(inputs))
+	}
+	for _, path := range inputs {
+		name := strings.TrimSuffix(filepath.Base(path), ".yaml")
+		t.Run(name, func(t *testing.T) {
+			in, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, notes, err := File(name+".yaml", in, options())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var said strings.Builder
+			for _, n := range notes {
+				fmt.Fprintf(&said, "# %s: %s\n", n.Place, n.Text)
+			}
+			got := said.String() + string(out)
+			golden := strings.TrimSuffix(path, ".yaml") + ".golden"
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("got:\n%s\nwant (-update rewrites it):\n%s", got, want)
+			}
+			twice, _, err := File(name+".yaml", out, options())
+			if err != nil || !bytes.Equal(twice, out) {
+				t.Errorf("injected twice: %v\n%s", err, twice)
+			}
+			back, err := FileBack(name+".yaml", out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if name == "json" { // has no comments in which the original could be kept
+				if !reflect.DeepEqual(objectsOf(t, back), objectsOf(t, in)) || !json.Valid(back) || !json.Valid(out) {
+					t.Errorf("taken out again:\n%s", back)
+				}
+				return
+			}
+			if !bytes.Equal(back, in) {
+				t.Errorf("taken out again:\n%s", back)
+			}
+			// As kubectl would give it back: no comments.
+			bare := withoutComments(out)
+			if back, err = FileBack(name+".yaml", bare); err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(meaning(objectsOf(t, back)), meaning(objectsOf(t, in))) {
+				t.Errorf("taken out again, without the comments:\n%s", back)
+			}
+		})
+	}
+	goldens, _ := filepath.Glob("testdata/*.golden")
+	if len(goldens) != len(inputs) {
+		t.Errorf("%d golden files for %d manifests", len(goldens), len(inputs))
+	}
+}
+
+func withoutComments(text []byte) []byte {
+	var out []string
+	for line := range strings.Lines(string(text)) {
+		if !strings.HasPrefix(line, "#") {
+			out = append(out, line)
+		}
+	}
+	return []byte(strings.Join(out, ""))
+}
+
+func objectsOf(t *testing.T, text []byte) (out []any) {
+	t.Helper()
+	d := yaml.NewDecoder(bytes.NewReader(text))
+	for {
+		var v any
+		if err := d.Decode(&v); err != nil {
+			if err.Error() != "EOF" {
+				t.Fatal(err)
+			}
+			return out
+		}
+		if v != nil {
+			out = append(out, v)
+		}
+	}
+}
+
+// TestTakenOutAfterAnEdit: what was changed in between stays changed.
+func TestTakenOutAfterAnEdit(t *testing.T) {
+	in, err := os.ReadFile("testdata/deployment.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, _, err := File("d.yaml", in, options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	edited := bytes.Replace(out, []byte("replicas: 2"), []byte("replicas: 5"), 1)
+	back, err := FileBack("d.yaml", edited)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := bytes.Replace(in, []byte("replicas: 2"), []byte("replicas: 5"), 1)
+	if !reflect.DeepEqual(objectsOf(t, back), objectsOf(t, want)) || bytes.Contains(back, []byte("uninject")) || !bytes.Contains(back, []byte("# pinned")) {
+		t.Errorf("%s", back)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	pod := func(annotation string) string {
+		return "apiVersion: v1\nkind: Pod\nmetadata:\n  name: p\n  annotations:\n    " + annotation + "\nspec:\n  serviceAccountName: p\n  containers:\n  - name: app\n    image: p\n    ports: [{containerPort: 80}]\n"
+	}
+	for in, want := range map[string]string{
+		"":                        "there is no Kubernetes object",
+		"# nothing\n":             "there is no Kubernetes object",
+		"hello":                   "f.yaml:1: not a Kubernetes object",
+		"- a\n- b\n":              "f.yaml:1: not a Kubernetes object",
+		"a: b\n":                  "f.yaml:1: not a Kubernetes object: it has no apiVersion and kind",
+		"---\na: b\n---\nkind: [": "not YAML",
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {}\n":                                                   "f.yaml:1: Pod/p: not a pod: it has no containers",
+		"apiVersion: v1\nkind: ConfigMap\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec: {}\n": "f.yaml:4: Deployment/d: it has no spec.template",
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: 3}\n":                                      "f.yaml:1: Pod/p: not a pod",
+		"apiVersion: v1\nkind: List\n":                                                                 "List has no items",
+		"apiVersion: v1\nkind: List\nitems: [3]\n":                                                     "f.yaml:3: not a Kubernetes object",
+		pod("sallyport.io/inject: maybe"):                                                              `annotation sallyport.io/inject "maybe": must be enabled or disabled`,
+		pod("sallyport.io/prot: '80'"):                                                                 "annotation sallyport.io/prot is not known",
+		pod("sallyport.io/port: http"):                                                                 `annotation sallyport.io/port "http": must be 0 (it only calls) to 65535`,
+		pod("sallyport.io/service: other"):                                                             "set serviceAccountName",
+		pod("sallyport.io/inbound-mode: ebpf"):                                                         "must be redirect, tproxy or off",
+		pod("sallyport.io/exclude-outbound-ports: 80,x"):                                               `"x" is not a port`,
+		pod("sallyport.io/exclude-outbound-ports: 90-80"):                                              `"90-80" is not a port`,
+		pod("sallyport.io/exclude-outbound-cidrs: 10.0.0.0/40"):                                        `"10.0.0.0/40" is not a network`,
+		pod("sallyport.io/upstreams: payments"):                                                        "want SERVICE:PORT",
+		pod("sallyport.io/memory-limit: lots"):                                                         "want a quantity",
+		pod("sallyport.io/memory-request: 1Gi"):                                                        "above the limit",
+		pod("sallyport.io/log-level: loud"):                                                            "must be trace, debug",
+		strings.Replace(pod("a: b"), "ports:", "livenessProbe: {httpGet: {port: web}}\n    ports:", 1): `port "web" is not the name of one of the container's ports`,
+		strings.Replace(pod("a: b"), "ports:", "securityContext: {runAsUser: 1337}\n    ports:", 1):    "the sidecar's own user",
+		"services:\n  a:\n    image: a\n    labels: {sallyport.io/inject: enabled}\n":                  "f.yaml:2: service a: label sallyport.io/token-file is required",
+		"services:\n  a:\n    image: a\n    labels: {sallyport.io/inject: enabled, sallyport.io/token-file: t, sallyport.io/port: x}\n": "must be 0 (it only calls) to 65535",
+		"services: [a]\n": "services: not a mapping",
+		"a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\n" +
+			"e: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\napiVersion: v1\nkind: Pod\nspec: {containers: [{args: *f}], x: [*f,*f,*f,*f,*f,*f,*f,*f]}\n": "f.yaml",
+	} {
+		out, _, err := File("f.yaml", []byte(in), options())
+		if err == nil || !strings.Contains(err.Error(), want) || out != nil {
+			t.Errorf("%.300s:\n%v, want %q", in, err, want)
+		}
+	}
+	if _, _, err := File("f.yaml", make([]byte, maxSize+1), options()); err == nil {
+		t.Error("a file without end is taken")
+	}
+	if err := (&Options{}).Check(); err == nil {
+		t.Error("options without an image are taken")
+	}
+}
+
+// FuzzFile: whatever is taken comes out as YAML of the same number of documents, a second time changes nothing, and
+// taking out gives back what the original meant.
+func FuzzFile(f *testing.F) {
+	inputs, _ := filepath.Glob("testdata/*.yaml")
+	for _, path := range inputs {
+		in, err := os.ReadFile(path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(in)
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		if len(in) > 1<<16 {
+			return
+		}
+		out, _, err := File("f.yaml", in, options())
+		if err != nil {
+			return
+		}
+		twice, _, err := File("f.yaml", out, options())
+		if err != nil {
+			t.Fatalf("what was injected is not taken: %v\n%s", err, out)
+		}
+		if !bytes.Equal(twice, out) {
+			t.Fatalf("a second time changes something:\n%s\nafter:\n%s", out, twice)
+		}
+		if _, err := FileBack("f.yaml", out); err != nil {
+			t.Fatalf("not taken out: %v\n%s", err, out)
+		}
+	})
+}

@@ -1,0 +1,202 @@
+package manifest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Names of what is put into a pod.
+const (
+	InitContainer  = "sallyport-init"
+	ProxyContainer = "sallyport-proxy"
+	tokenVolume    = "sallyport-token"
+	trustVolume    = "sallyport-trust"
+)
+
+// Options are the same for all pods of a mesh.
+type Options struct {
+	Image        string // of this program
+	PullPolicy   corev1.PullPolicy
+	ControlPlane string // HOST:PORT
+	TrustDomain  string
+	TrustBundle  string // PEM, by which sidecars recognize the control plane before they send a token
+	Consul       string // URL of the agent that sidecars register with; "": they do not
+	LogLevel     string // default, "" is info
+}
+
+// Check says what is missing.
+func (o *Options) Check() error {
+	switch {
+	case o.Image == "":
+		return errors.New("--image is required: the container image of sallyport")
+	case o.ControlPlane == "":
+		return errors.New("--control-plane HOST:PORT is required")
+	case o.TrustDomain == "":
+		return errors.New("--trust-domain is required")
+	case o.TrustBundle == "":
+		return errors.New("--ca-bundle FILE is required: the trust bundle by which sidecars recognize the control plane (bundle.pem in its state folder)")
+	}
+	return nil
+}
+
+// Result of an injection.
+type Result struct {
+	Injected bool
+	Reason   string   // why not
+	Asked    bool     // the author asked for it, so the reason is worth a warning
+	Warnings []string // about what was injected
+}
+
+func leftAlone(asked bool, format string, args ...any) Result {
+	return Result{Reason: fmt.Sprintf(format, args...), Asked: asked}
+}
+
+// state is what Uninject must know, as the annotation Status.
+type state struct {
+	Version int `json:"version"`
+	// Probes are the original ones, by the path at which the sidecar makes them.
+	Probes     map[string]json.RawMessage `json:"probes,omitempty"`
+	Containers []string                   `json:"initContainers"`
+	Volumes    []string                   `json:"volumes"`
+}
+
+const stateVersion = 1
+
+// Inject puts the sidecar into a pod, or into the template of one. An error is for the author of the pod: an annotation
+// that cannot be understood, something that cannot go together. Then, and where nothing is injected, the pod is as before.
+func Inject(meta *metav1.ObjectMeta, spec *corev1.PodSpec, o Options) (Result, error) {
+	asked := meta.Annotations[AnnotationInject] == enabled || meta.Labels[AnnotationInject] == enabled
+	switch {
+	case meta.Annotations[AnnotationStatus] != "":
+		return leftAlone(false, "injected already"), nil
+	case meta.Annotations[AnnotationInject] == disabled || meta.Labels[AnnotationInject] == disabled:
+		return leftAlone(false, "%s is %s", AnnotationInject, disabled), nil
+	case spec.HostNetwork:
+		return leftAlone(true, "it is on the host's network (hostNetwork), whose traffic is not its own"), nil
+	case spec.OS != nil && spec.OS.Name == corev1.Windows:
+		return leftAlone(asked, "it is a Windows pod"), nil
+	}
+	if v := meta.Annotations[AnnotationInject]; v != "" && v != enabled {
+		return Result{}, fmt.Errorf("annotation %s %q: must be %s or %s", AnnotationInject, v, enabled, disabled)
+	}
+	if name := taken(spec); name != "" {
+		return leftAlone(true, "it has a %s of its own", name), nil
+	}
+	a, err := readAnnotations(meta, spec)
+	if err != nil {
+		return Result{}, err
+	}
+	if a.service == "" {
+		return leftAlone(true, "it has no service account of its own, and the account is its identity in the mesh: give it a serviceAccountName, the name of its service"), nil
+	}
+	if err := checkUsers(spec); err != nil {
+		return Result{}, err
+	}
+	st := state{Version: stateVersion, Containers: []string{InitContainer, ProxyContainer}, Volumes: []string{tokenVolume, trustVolume}}
+	var probes map[string]json.RawMessage
+	containers, inits := slices.Clone(spec.Containers), slices.Clone(spec.InitContainers)
+	if a.port != 0 {
+		if st.Probes, probes, err = moveProbes(containers, inits); err != nil {
+			return Result{}, err
+		}
+	}
+	text, err := json.Marshal(st)
+	if err != nil {
+		return Result{}, err
+	}
+	proxy, err := proxyContainer(a, o, probes)
+	if err != nil {
+		return Result{}, err
+	}
+	spec.Containers = containers
+	spec.InitContainers = append([]corev1.Container{initContainer(a, o), proxy}, inits...)
+	spec.Volumes = append(slices.Clone(spec.Volumes), tokens(o), trust())
+	meta.Annotations = maps.Clone(meta.Annotations)
+	if meta.Annotations == nil {
+		meta.Annotations = map[string]string{}
+	}
+	meta.Annotations[AnnotationStatus] = string(text)
+	meta.Annotations[annotationBundle] = o.TrustBundle
+	return Result{Injected: true}, nil
+}
+
+// Uninject takes out what Inject has put in. false: it is not injected.
+func Uninject(meta *metav1.ObjectMeta, spec *corev1.PodSpec) (bool, error) {
+	text := meta.Annotations[AnnotationStatus]
+	if text == "" {
+		return false, nil
+	}
+	var st state
+	if err := json.Unmarshal([]byte(text), &st); err != nil || st.Version != stateVersion {
+		return false, fmt.Errorf("annotation %s: not of this version of sallyport: take the sidecar out with the one that put it in", AnnotationStatus)
+	}
+	containers, inits := slices.Clone(spec.Containers), slices.Clone(spec.InitContainers)
+	inits = slices.DeleteFunc(inits, func(c corev1.Container) bool { return slices.Contains(st.Containers, c.Name) })
+	if err := returnProbes(containers, inits, st.Probes); err != nil {
+		return false, err
+	}
+	spec.Containers, spec.InitContainers = containers, orNil(inits)
+	spec.Volumes = orNil(slices.DeleteFunc(slices.Clone(spec.Volumes), func(v corev1.Volume) bool { return slices.Contains(st.Volumes, v.Name) }))
+	meta.Annotations = maps.Clone(meta.Annotations)
+	delete(meta.Annotations, AnnotationStatus)
+	delete(meta.Annotations, annotationBundle)
+	if len(meta.Annotations) == 0 {
+		meta.Annotations = nil
+	}
+	return true, nil
+}
+
+func orNil[T any](s []T) []T {
+	if len(s) == 0 {
+		return nil
+	}
+	return s
+}
+
+// taken is a name of ours that something else in the pod has.
+func taken(spec *corev1.PodSpec) string {
+	for _, list := range [][]corev1.Container{spec.InitContainers, spec.Containers} {
+		for i := range list {
+			if n := list[i].Name; n == InitContainer || n == ProxyContainer {
+				return "container " + n
+			}
+		}
+	}
+	for i := range spec.Volumes {
+		if n := spec.Volumes[i].Name; n == tokenVolume || n == trustVolume {
+			return "volume " + n
+		}
+	}
+	return ""
+}
+
+// checkUsers refuses applications that the rules would take for the sidecar.
+func checkUsers(spec *corev1.PodSpec) error {
+	is := func(uid *int64) bool { return uid != nil && *uid == sidecarID }
+	if spec.SecurityContext != nil && is(spec.SecurityContext.RunAsUser) {
+		return fmt.Errorf("securityContext.runAsUser %d is the sidecar's own user, whose traffic is not redirected: take another", sidecarID)
+	}
+	for i := range spec.Containers {
+		if s := spec.Containers[i].SecurityContext; s != nil && is(s.RunAsUser) {
+			return fmt.Errorf("container %s: securityContext.runAsUser %d is the sidecar's own user, whose traffic is not redirected: take another", spec.Containers[i].Name, sidecarID)
+		}
+	}
+	return nil
+}
+
+func listOf(s string) []string {
+	var out []string
+	for part := range strings.SplitSeq(s, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			out = append(out, part)
+		}
+	}
+	return out
+}
