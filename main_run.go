@@ -105,6 +105,7 @@ func runCommand() *cobra.Command {
 	fs.DurationVar(&o.Drain, "drain-timeout", 5*time.Second, "how long connections have to end when the command has")
 	fs.StringVarP(&o.LogLevel, "log-level", "l", "warning", "of run and of the sidecar: trace, debug, info, warning, error, critical or off")
 	fs.Uint32Var(&o.SidecarUID, "sidecar-uid", redirect.DefaultSidecarUID, "user and group of the sidecar")
+	fs.StringVar(&o.Admin, "admin", "127.0.0.1:0", `address of the sidecar's admin page, "" for none`)
 	fs.StringVar(&o.StateDir, "state", "/run/sallyport", "folder that keeps the sidecar's identity from one run to the next")
 	fs.StringVar(&o.User, "user", "", "user of the command, NAME or UID, with :GROUP (default: the one that started this)")
 	return c

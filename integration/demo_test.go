@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -265,4 +266,30 @@ func runReadme(t *testing.T, example string) string {
 		t.Fatalf("%v\n%s", err, text)
 	}
 	return string(text)
+}
+
+// TestDemoWithServicesThatKnowNothing: the same shop with "sallyport run". It says that it is up only after a request has
+// passed all hops by the services' names.
+func TestDemoWithServicesThatKnowNothing(t *testing.T) {
+	h := harness.NewNetwork(t).Host("a")
+	before := network(t, h)
+	dir := t.TempDir()
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755)); err != nil { // sidecars run as another user
+		t.Fatal(err)
+	}
+	p := h.Start(harness.Command{Name: "demo", Path: harness.Binary(t), Args: []string{"demo", "--transparent"}, Env: []string{"TMPDIR=" + dir}})
+	p.WaitLog("Ctrl-C ends everything")
+	if out := h.Must(harness.Binary(t), "redirect", "show"); strings.Count(out, " by ") < 6 {
+		t.Errorf("redirected: %s", out)
+	}
+	if code := p.Stop(20 * time.Second); code != 0 {
+		t.Errorf("status %d; want 0", code)
+	}
+	if after := network(t, h); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
 }

@@ -22,6 +22,7 @@ func Command() *cobra.Command {
 	fs := c.Flags()
 	fs.BoolVar(&o.Check, "check", false, "walk through by itself, a row for each ability; status 0 if all held")
 	fs.BoolVar(&o.Consul, "consul", false, "discover by a real Consul agent: $CONSUL, or consul on the PATH")
+	fs.BoolVar(&o.Transparent, "transparent", false, "run the services unaware of the mesh: all of their traffic is redirected (root)")
 	fs.BoolVar(&o.Keep, "keep", false, "leave the folder with configuration and logs")
 	o.ConsulPath = os.Getenv("CONSUL")
 	c.AddCommand(appCommand())

@@ -22,8 +22,10 @@ type Options struct {
 	Check      bool   // walk through by itself instead of waiting
 	Consul     bool   // discover by a real Consul instead of a file
 	ConsulPath string // of Consul's program; default: the one on the PATH
-	Keep       bool   // leave the folder with configuration and logs
-	Binary     string // sallyport itself; default: this program
+	// Transparent runs the services by "sallyport run": they call each other by name, and know nothing of a sidecar. Needs root.
+	Transparent bool
+	Keep        bool   // leave the folder with configuration and logs
+	Binary      string // sallyport itself; default: this program
 }
 
 // ErrFailed says that a row of the check failed; the rows were printed.
@@ -53,6 +55,12 @@ func Run(ctx context.Context, o Options, out io.Writer) (err error) {
 			return fmt.Errorf("demo: %w", err)
 		}
 	}
+	if o.Transparent && o.Check {
+		return errors.New("demo: --transparent has no --check: the walk kills sidecars, which are restarted there")
+	}
+	if o.Transparent && os.Geteuid() != 0 {
+		return errors.New("demo: --transparent must be run as root: it redirects the services' traffic")
+	}
 	if o.Consul {
 		if s.ConsulPath, err = findConsul(o.ConsulPath); err != nil {
 			return err
@@ -60,6 +68,12 @@ func Run(ctx context.Context, o Options, out io.Writer) (err error) {
 	}
 	if s.dir, err = os.MkdirTemp("", "sallyport-demo-"); err != nil { // 0700
 		return fmt.Errorf("demo: %w", err)
+	}
+	if o.Transparent {
+		// The sidecars run as a user of their own, and pass through to their folders.
+		if err := os.Chmod(s.dir, 0o711); err != nil {
+			return fmt.Errorf("demo: %w", err)
+		}
 	}
 	defer s.end(out, &err)
 	if err := s.start(ctx); err != nil {
@@ -86,6 +100,7 @@ func Run(ctx context.Context, o Options, out io.Writer) (err error) {
 func (s *shop) end(out io.Writer, err *error) {
 	s.family.stop()
 	if s.plan != nil {
+		s.cleanUp()
 		s.ports.close()
 	}
 	if s.collector != nil {
@@ -137,9 +152,11 @@ func (s *shop) start(ctx context.Context) (err error) {
 		}
 		source = []string{"--consul", "http://" + s.consul.addr}
 	}
-	for _, in := range s.instances {
-		if err := s.startApp(in); err != nil {
-			return err
+	if !s.Transparent {
+		for _, in := range s.instances {
+			if err := s.startApp(in); err != nil {
+				return err
+			}
 		}
 	}
 	argv := []string{s.Binary, "control-plane", "--listen", local(s.control), "--status-listen", local(s.status),
@@ -157,13 +174,19 @@ func (s *shop) start(ctx context.Context) (err error) {
 }
 
 func (s *shop) startApp(in *instance) (err error) {
-	in.process, err = s.run(in.id, append([]string{s.Binary}, in.args()...)...)
+	in.process, err = s.run(in.id, append([]string{s.Binary}, in.args(false)...)...)
 	return err
 }
 
 // startProxies starts the sidecars, the edges and the L4 tier.
 func (s *shop) startProxies(ctx context.Context) (err error) {
 	for _, in := range s.instances {
+		if s.Transparent {
+			if err := s.startBoth(ctx, in); err != nil {
+				return err
+			}
+			continue
+		}
 		args := []string{"sidecar", "--service", in.service, "--port", strconv.Itoa(in.app), "--listen", local(in.mesh)}
 		for _, service := range sortedNames(in.upstreams) {
 			args = append(args, "--upstream", fmt.Sprintf("%s:%d", service, in.upstreams[service]))
@@ -181,17 +204,54 @@ func (s *shop) startProxies(ctx context.Context) (err error) {
 	return err
 }
 
-// proxy starts a proxy with a join token of its own: each can be used once.
-func (s *shop) proxy(ctx context.Context, identity, id string, admin int, args ...string) (*process, error) {
+// startBoth starts a service by "sallyport run", with a sidecar of which it knows nothing.
+func (s *shop) startBoth(ctx context.Context, in *instance) error {
+	token, err := s.token(ctx, in.service, in.id)
+	if err != nil {
+		return err
+	}
+	argv := []string{s.Binary, "run", "--service", in.service, "--name", in.id, "--port", strconv.Itoa(in.app), "--inbound-port", strconv.Itoa(in.mesh),
+		"--address", "127.0.0.1", "--control-plane", local(s.control), "--token", token, "--admin", local(in.admin), "--concurrency", "1",
+		"--drain-timeout", "0s", "--state", filepath.Join(s.dir, "run"), "--", s.Binary}
+	if in.process, err = s.run(in.id, append(argv, in.args(true)...)...); err != nil {
+		return err
+	}
+	in.sidecar = in.process
+	return nil
+}
+
+// cleanUp removes the rules of services that had to be killed.
+func (s *shop) cleanUp() {
+	if !s.Transparent {
+		return
+	}
+	for _, in := range s.instances {
+		if in.process != nil {
+			_ = exec.Command(s.Binary, "redirect", "cleanup", "--name", in.id).Run() // there are none where run has ended by itself
+		}
+	}
+}
+
+// token makes a join token: each can be used once.
+func (s *shop) token(ctx context.Context, identity, id string) (string, error) {
 	create := exec.CommandContext(ctx, s.Binary, "token", "create", "--service", identity, "--state", filepath.Join(s.dir, "state"))
 	var complaint strings.Builder
 	create.Stderr = &complaint
 	token, err := create.Output()
 	if err != nil {
-		return nil, fmt.Errorf("token for %s: %w: %s", id, err, strings.TrimSpace(complaint.String()))
+		return "", fmt.Errorf("token for %s: %w: %s", id, err, strings.TrimSpace(complaint.String()))
+	}
+	return strings.TrimSpace(string(token)), nil
+}
+
+// proxy starts a proxy with a join token of its own.
+func (s *shop) proxy(ctx context.Context, identity, id string, admin int, args ...string) (*process, error) {
+	token, err := s.token(ctx, identity, id)
+	if err != nil {
+		return nil, err
 	}
 	argv := append([]string{s.Binary}, args...)
-	argv = append(argv, "--control-plane", local(s.control), "--token", strings.TrimSpace(string(token)), "--instance", id,
+	argv = append(argv, "--control-plane", local(s.control), "--token", token, "--instance", id,
 		"--admin", local(admin), "--concurrency", "1", "--drain-time-s", "0")
 	return s.run(id+"-"+args[0], argv...)
 }

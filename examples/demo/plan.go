@@ -141,11 +141,16 @@ func (p *plan) allowed(source, destination string) bool {
 	return slices.Contains(p.catalog.Intentions, fileIntention{source, destination, "allow"})
 }
 
-// args are the arguments of `sallyport demo app` for an instance.
-func (in *instance) args() []string {
+// args are the arguments of `sallyport demo app` for an instance. It calls other services by the ports at which its
+// sidecar makes them reachable, or by their names, as if there were no mesh.
+func (in *instance) args(byName bool) []string {
 	a := []string{"demo", "app", "--service", in.service, "--version", in.version, "--instance", in.id, "--listen", local(in.app)}
 	for _, c := range calls[in.service] {
-		a = append(a, "--call", c.path+"=http://"+local(in.upstreams[c.service]))
+		at := local(in.upstreams[c.service])
+		if byName {
+			at = c.service
+		}
+		a = append(a, "--call", c.path+"=http://"+at)
 	}
 	return a
 }

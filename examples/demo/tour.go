@@ -17,6 +17,10 @@ func (s *shop) tour(out io.Writer) {
 	fmt.Fprint(out, "\nTo try, in another shell (the first two lines once):\n\n")
 	fmt.Fprintf(out, "  cd %s; TOKEN=$(cat token); SHOP=https://%s:%d\n", s.dir, publicHost, s.public)
 	fmt.Fprintf(out, "  shop() { curl -sS -w '\\n' --cacert keys/shop.crt --resolve %s:%d:127.0.0.1 \"$@\"; }\n\n", publicHost, s.public)
+	if s.Transparent {
+		fmt.Fprint(out, "  The services run by \"sallyport run\": they call http://orders/ and http://payments/, and their own\n"+
+			"  network does the rest. See how: sallyport redirect show --rules\n\n")
+	}
 	for i, t := range s.tries() {
 		fmt.Fprintf(out, "%3d. %s\n", i+1, t.what)
 		for line := range strings.Lines(t.command) {

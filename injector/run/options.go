@@ -50,6 +50,7 @@ type Options struct {
 	// Redirect has the ports, inclusions and exclusions; a port of 0 is chosen: free where the capture is a cgroup, else the usual one.
 	Redirect redirect.Config
 
+	Admin      string        // address of the sidecar's admin page, "" for none
 	FailOpen   bool          // while the sidecar is down the application talks without it
 	Wait       time.Duration // how long the sidecar may take to be ready
 	Drain      time.Duration // how long its connections may take to end

@@ -41,7 +41,7 @@ func newProxy(o *Options, p *place) (*proxy, error) {
 	r := &o.Redirect
 	args := []string{"sidecar", "--service", o.Service, "--port", strconv.Itoa(o.Port), "--control-plane", o.ControlPlane, "--transparent",
 		"--outbound-port", num(r.OutboundPort), "--inbound-port", num(r.InboundPort), "--dns-port", num(r.DNSPort),
-		"--admin", "127.0.0.1:0", "--health-address", netip.AddrPortFrom(o.Address, r.HealthPort).String(),
+		"--admin", o.Admin, "--health-address", netip.AddrPortFrom(o.Address, r.HealthPort).String(),
 		"--instance", instance(o), "--identity-dir", p.dir, "--identity-timeout", o.Wait.String(), "--drain-time-s", strconv.Itoa(int(o.Drain.Seconds()))}
 	if o.Namespace != "" {
 		args = append(args, "--namespace", o.Namespace)

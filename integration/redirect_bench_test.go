@@ -1,0 +1,122 @@
+package integration
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"sallyport/integration/harness"
+)
+
+// spring sends zeros to whoever connects, until they have enough.
+var spring = harness.Program("spring", func(args []string) int {
+	l, err := net.Listen("tcp", args[0])
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return 1
+		}
+		go func() {
+			defer c.Close()
+			for block := make([]byte, 256<<10); ; {
+				if _, err := c.Write(block); err != nil {
+					return
+				}
+			}
+		}()
+	}
+})
+
+const redirectBootstrap = `
+admin: {address: {socket_address: {address: 127.0.0.1, port_value: 15000}}}
+static_resources:
+  listeners:
+  - name: outbound
+    address: {socket_address: {address: 0.0.0.0, port_value: 15001}}
+    use_original_dst: true
+    filter_chains:
+    - filter_chain_match: {destination_port: 81}
+      filters: &tcp [{name: envoy.filters.network.tcp_proxy, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: tcp, cluster: source}}]
+    - filters: &http
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: http
+          route_config: {name: r, virtual_hosts: [{name: v, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: app}}]}]}
+          http_filters: [{name: envoy.filters.http.router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]
+  - name: explicit
+    address: {socket_address: {address: 127.0.0.1, port_value: 15002}}
+    filter_chains: [{filters: *http}]
+  - name: explicit-tcp
+    address: {socket_address: {address: 127.0.0.1, port_value: 15003}}
+    filter_chains: [{filters: *tcp}]
+  clusters:
+  - &cluster {name: app, type: STATIC, connect_timeout: 1s, load_assignment: {cluster_name: app, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 8080}}}}]}]}}
+  - {name: source, type: STATIC, connect_timeout: 1s, load_assignment: {cluster_name: source, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 8081}}}}]}]}}
+`
+
+// BenchmarkRedirect compares what comes to a sidecar by redirection with what is sent to its port, in one run:
+//
+//	go test -run '^$' -bench Redirect -benchtime 3s -count 5 ./integration
+func BenchmarkRedirect(b *testing.B) {
+	h := harness.NewNetwork(b).Host("a")
+	h.Start(shopkeeper("app", "8080", public))
+	h.Start(spring("127.0.0.1:8081"))
+	dir := b.TempDir()
+	file := filepath.Join(dir, "bootstrap.yaml")
+	if err := os.WriteFile(file, []byte(redirectBootstrap), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	p := h.Start(harness.Command{Name: "sidecar", Path: "setpriv", Args: []string{"--regid", "1337", "--clear-groups", harness.Binary(b), "sidecar", "-c", file, "--concurrency", "1"}})
+	client := h.HTTPClient()
+	p.WaitFor("an answer", func() error {
+		r, err := client.Get("http://127.0.0.1:15002/")
+		if err == nil {
+			r.Body.Close()
+		}
+		return err
+	})
+	h.Must(harness.Binary(b), "redirect", "apply", "--inbound-mode", "off", "--dns-port", "0", "--sidecar-gid", "1337", "--exclude-uids", "65534")
+	ways := []struct{ name, http, tcp string }{{"explicit", "127.0.0.1:15002", "127.0.0.1:15003"}, {"redirected", "240.0.0.1:80", "240.0.0.1:81"}}
+	for _, way := range ways {
+		b.Run("requests/"+way.name, func(b *testing.B) {
+			for b.Loop() {
+				r, err := client.Get("http://" + way.http + "/")
+				if err != nil {
+					b.Fatal(err)
+				}
+				_, _ = io.Copy(io.Discard, r.Body)
+				r.Body.Close()
+				if r.StatusCode != http.StatusOK {
+					b.Fatal(r.Status)
+				}
+			}
+		})
+	}
+	for _, way := range ways {
+		b.Run("bytes/"+way.name, func(b *testing.B) {
+			c, err := h.Dial("tcp", way.tcp)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(5 * time.Minute))
+			buf := make([]byte, 1<<20)
+			b.SetBytes(int64(len(buf)))
+			for b.Loop() {
+				if _, err := io.ReadFull(c, buf); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
