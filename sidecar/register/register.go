@@ -30,9 +30,9 @@ type Options struct {
 	Health string
 	// CheckURL is checked in place of the application, where Consul cannot reach that itself: a 2xx is healthy.
 	CheckURL string
-	Tags   []string
-	Meta   map[string]string
-	Log    *slog.Logger
+	Tags     []string
+	Meta     map[string]string
+	Log      *slog.Logger
 }
 
 // Bounds of the wait between tries, and the life of a registration whose
