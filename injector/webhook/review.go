@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,7 +27,9 @@ const (
 	maxWarning  = 256 // characters; the API server cuts longer ones
 	maxWarnings = 16
 	maxMessage  = 2048 // characters of a refusal
-	maxParallel = 64   // reviews at a time, which bounds the memory they take
+
+	// maxMemory bounds the bodies that are held at a time; a review takes a few times its size while it is answered.
+	maxMemory = 32 << 20
 )
 
 // Result of an injection.
@@ -52,7 +55,7 @@ type reviewer struct {
 	allow   bool // let a pod that cannot be injected in as it is
 	log     *slog.Logger
 	metrics *metrics
-	slots   chan struct{}
+	memory  *semaphore.Weighted
 }
 
 // badRequest is an answer to what is no review.
@@ -85,12 +88,14 @@ func (v *reviewer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (v *reviewer) answer(w http.ResponseWriter, r *http.Request) (*admissionv1.AdmissionReview, string, error) {
-	select {
-	case v.slots <- struct{}{}:
-		defer func() { <-v.slots }()
-	case <-r.Context().Done():
+	size := min(r.ContentLength, maxBody) // more is refused by readReview
+	if size < 0 {
+		size = maxBody // not told
+	}
+	if err := v.memory.Acquire(r.Context(), size); err != nil {
 		return nil, "", &badRequest{http.StatusServiceUnavailable, "too many reviews at once"}
 	}
+	defer v.memory.Release(size)
 	review, err := readReview(w, r)
 	if err != nil {
 		return nil, "", err
@@ -102,10 +107,13 @@ func (v *reviewer) answer(w http.ResponseWriter, r *http.Request) (*admissionv1.
 	}
 	resp.UID = req.UID
 	log := v.log.With("namespace", req.Namespace, "pod", podName(req), "dry_run", req.DryRun != nil && *req.DryRun, "uid", string(req.UID))
-	if outcome != outcomeSkipped {
+	switch {
+	case resp.Result != nil:
+		log.Warn("pod "+outcome, "reason", resp.Result.Message)
+	case outcome == outcomeSkipped:
+		log.Debug("pod "+outcome, "warnings", strings.Join(resp.Warnings, "; "))
+	default:
 		log.Info("pod "+outcome, "patch_bytes", len(resp.Patch), "warnings", strings.Join(resp.Warnings, "; "))
-	} else {
-		log.Debug("pod " + outcome)
 	}
 	// "apiVersion and kind … must be those of the request": a reviewer of v1 answers v1.
 	return &admissionv1.AdmissionReview{TypeMeta: review.TypeMeta, Response: resp}, outcome, nil

@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,7 +12,10 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"golang.org/x/sync/semaphore"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -46,7 +50,7 @@ func addSidecar(p *corev1.Pod, namespace string) (Result, error) {
 }
 
 func newReviewer(allow bool) *reviewer {
-	return &reviewer{inject: addSidecar, allow: allow, log: slog.New(slog.DiscardHandler), metrics: newMetrics(), slots: make(chan struct{}, 1)}
+	return &reviewer{inject: addSidecar, allow: allow, log: slog.New(slog.DiscardHandler), metrics: newMetrics(), memory: semaphore.NewWeighted(maxMemory)}
 }
 
 func post(v *reviewer, body io.Reader) *httptest.ResponseRecorder {
@@ -181,6 +185,40 @@ func TestWhatIsNoPostOfJSON(t *testing.T) {
 			t.Errorf("%s %q: %d %s", tc.method, tc.contentType, w.Code, w.Body)
 		}
 	}
+}
+
+// TestMemoryOfReviewsIsLimited: who does not say how much comes counts for the most, and who finds no room waits and is
+// told when its time is over.
+func TestMemoryOfReviewsIsLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newReviewer(false)
+		ask := func(length int64) (int, time.Duration) {
+			ctx, cancel := context.WithTimeout(t.Context(), readTimeout)
+			defer cancel()
+			r := httptest.NewRequestWithContext(ctx, http.MethodPost, Path, strings.NewReader(reviewOf(podJSON)))
+			r.Header.Set("Content-Type", "application/json")
+			r.ContentLength = length
+			w, begin := httptest.NewRecorder(), time.Now()
+			v.ServeHTTP(w, r)
+			return w.Code, time.Since(begin)
+		}
+		if err := v.memory.Acquire(t.Context(), maxMemory-maxBody); err != nil {
+			t.Fatal(err)
+		}
+		for _, length := range []int64{-1, maxBody, maxBody + 1, 1000} {
+			if code, waited := ask(length); code != 200 || waited != 0 {
+				t.Errorf("room for one, length %d: %d after %v", length, code, waited)
+			}
+		}
+		if err := v.memory.Acquire(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		for length, want := range map[int64]int{-1: 503, maxBody: 503, maxBody + 1: 503, 1000: 200} {
+			if code, waited := ask(length); code != want || (code == 503) != (waited == readTimeout) {
+				t.Errorf("little room, length %d: %d after %v, want %d", length, code, waited, want)
+			}
+		}
+	})
 }
 
 func TestWarningsAreLimited(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"sallyport/certs/apiserver"
 )
@@ -35,7 +36,9 @@ const (
 )
 
 const (
-	maxConns      = 512
+	maxConns      = 256
+	maxStreams    = 100       // of a connection; the API server has few connections
+	maxUnread     = 256 << 10 // bytes of a connection that no handler has taken yet
 	maxHeader     = 64 << 10
 	headerTimeout = 5 * time.Second
 	readTimeout   = 10 * time.Second // of a whole review; the API server waits no longer than 30 s for an answer
@@ -139,12 +142,13 @@ func (s *Server) Run(ctx context.Context) error {
 	quiet.SetPrefix("https: ") // strangers' handshakes are no event
 	mux := http.NewServeMux()
 	mux.Handle(Path, http.TimeoutHandler(&reviewer{
-		inject: s.opt.Inject, allow: s.opt.Allow, log: s.opt.Logger, metrics: s.metrics, slots: make(chan struct{}, maxParallel),
+		inject: s.opt.Inject, allow: s.opt.Allow, log: s.opt.Logger, metrics: s.metrics, memory: semaphore.NewWeighted(maxMemory),
 	}, readTimeout, "sallyport injector: too slow"))
 	reviews := &http.Server{
 		Handler: mux, ErrorLog: quiet, MaxHeaderBytes: maxHeader,
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: 2 * readTimeout, IdleTimeout: idleTimeout,
 		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.keeper.certificate},
+		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: maxUnread, MaxReceiveBufferPerStream: maxUnread},
 	}
 	status := &http.Server{
 		Handler: s.statusHandler(), ErrorLog: quiet, MaxHeaderBytes: maxHeader,

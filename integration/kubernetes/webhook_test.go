@@ -240,7 +240,9 @@ func TestWebhookIsDown(t *testing.T) {
 	others()
 	again := m.runInjector(t)
 	m.untilAsked(t, "shop")
-	again.Kill()
+	if code := again.Stop(20 * time.Second); code != 0 {
+		t.Errorf("the injector ended with %d", code)
+	}
 
 	c.install(t, "--failure-policy", "Ignore")
 	harness.Eventually(t, 20*time.Second, "pods that start without the webhook", func() error {
