@@ -69,8 +69,8 @@ func (o Options) stateClaim() *corev1.PersistentVolumeClaim {
 func (o Options) controlPlane() *appsv1.Deployment {
 	pod := o.pod(ControlPlane, corev1.Container{
 		Args: []string{"control-plane",
-			"--listen=0.0.0.0:" + strconv.Itoa(portXDS),
-			"--status-listen=0.0.0.0:" + strconv.Itoa(portXDSStatus),
+			"--listen=:" + strconv.Itoa(portXDS),
+			"--status-listen=:" + strconv.Itoa(portXDSStatus),
 			"--consul=" + o.Consul,
 			"--policies=" + policiesDir,
 			"--state=" + stateDir + "/state",
@@ -84,7 +84,7 @@ func (o Options) controlPlane() *appsv1.Deployment {
 		Ports:          []corev1.ContainerPort{port("xds", portXDS), port("status", portXDSStatus)},
 		Resources:      resources("100m", "128Mi", "1Gi"),
 		ReadinessProbe: probe("/ready", "status"),
-		LivenessProbe:  &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("xds")}}, PeriodSeconds: 10, FailureThreshold: 6},
+		LivenessProbe:  &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("status")}}, PeriodSeconds: 10, FailureThreshold: 6},
 		VolumeMounts: []corev1.VolumeMount{
 			{Name: "state", MountPath: stateDir},
 			{Name: "policies", MountPath: policiesDir, ReadOnly: true},
@@ -109,8 +109,8 @@ func (o Options) injector() *appsv1.Deployment {
 	}
 	pod := o.pod(Injector, corev1.Container{
 		Args: []string{"injector",
-			"--listen=0.0.0.0:" + strconv.Itoa(portWebhook),
-			"--status-listen=0.0.0.0:" + strconv.Itoa(portWebhookStatus),
+			"--listen=:" + strconv.Itoa(portWebhook),
+			"--status-listen=:" + strconv.Itoa(portWebhookStatus),
 			"--kubernetes=in-cluster",
 			"--namespace=" + o.Namespace,
 			"--trust-bundle=" + TrustBundle,

@@ -24,12 +24,12 @@ func TestInstallationIsAccepted(t *testing.T) {
 	m.untilAsked(t, m.namespace(t, "shop", "enabled"))
 	bundle := fetch[corev1.ConfigMap](t, m.cluster, "ConfigMap", system, trustBundle)
 	secret := fetch[corev1.Secret](t, m.cluster, "Secret", system, authority)
-	config := fetch[admissionregistrationv1.MutatingWebhookConfiguration](t, m.cluster, "MutatingWebhookConfiguration", "", injector)
+	config := fetch[admissionregistrationv1.MutatingWebhookConfiguration](t, m.cluster, hooks, "", injector)
 	m.apply(t)
 	for what, version := range map[string][2]string{
 		"trust bundle": {bundle.ResourceVersion, fetch[corev1.ConfigMap](t, m.cluster, "ConfigMap", system, trustBundle).ResourceVersion},
 		"authority":    {secret.ResourceVersion, fetch[corev1.Secret](t, m.cluster, "Secret", system, authority).ResourceVersion},
-		"webhooks":     {config.ResourceVersion, fetch[admissionregistrationv1.MutatingWebhookConfiguration](t, m.cluster, "MutatingWebhookConfiguration", "", injector).ResourceVersion},
+		"webhooks":     {config.ResourceVersion, fetch[admissionregistrationv1.MutatingWebhookConfiguration](t, m.cluster, hooks, "", injector).ResourceVersion},
 	} {
 		if version[0] != version[1] {
 			t.Errorf("%s: changed by applying again", what)
@@ -107,7 +107,6 @@ func TestRolesSufficeAndNoMore(t *testing.T) {
 	configMap := add(&corev1.ConfigMap{TypeMeta: object("ConfigMap", "v1"), ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "new"}})
 	secret := add(&corev1.Secret{TypeMeta: object("Secret", "v1"), ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "new"}})
 
-	const hooks = "MutatingWebhookConfiguration"
 	for account, calls := range map[string]struct{ may, mayNot map[string]call }{
 		control: {
 			may: map[string]call{"ask about tokens": review, "read the bundle": get("ConfigMap", system, trustBundle), "write it": change("ConfigMap", system, trustBundle)},
@@ -135,6 +134,27 @@ func TestRolesSufficeAndNoMore(t *testing.T) {
 			if err := do(t, client); !apierrors.IsForbidden(err) {
 				t.Errorf("%s may %s: %v", account, what, err)
 			}
+		}
+	}
+}
+
+// TestMistakesInFlagsAreSaid needs no cluster.
+func TestMistakesInFlagsAreSaid(t *testing.T) {
+	needed := []string{"--image", "sallyport:test", "--control-plane", "127.0.0.1:15010"}
+	for want, args := range map[string][]string{
+		`sallyport: --failure-policy "maybe": must be Fail`:                  {"install", "--failure-policy", "maybe"},
+		`sallyport: --namespace "Mesh": `:                                    {"install", "--namespace", "Mesh"},
+		"sallyport: --image and --control-plane HOST:PORT are required":      {"injector"},
+		`sallyport: --on-error "x": must be deny or allow`:                   append(needed, "--on-error", "x"),
+		`sallyport: --image-pull-policy "x": must be Always`:                 append(needed, "--image-pull-policy", "x"),
+		"sallyport: --kubernetes: kubernetes: this is no pod":                needed,
+		`sallyport: --kubernetes: kubernetes: API server "127.0.0.1:6443": `: append(needed, "--kubernetes=127.0.0.1:6443"),
+	} {
+		if args[0] == "--image" {
+			args = append([]string{"injector"}, args...)
+		}
+		if out := harness.Run(t, args...); out.Code != 1 || !strings.HasPrefix(out.Stderr, want) || strings.Count(out.Stderr, "\n") != 1 {
+			t.Errorf("%q: exit %d, %q, want %q", args, out.Code, out.Stderr, want)
 		}
 	}
 }

@@ -32,6 +32,8 @@ const (
 	control     = "sallyport-control-plane"
 	trustBundle = "sallyport-trust-bundle"
 	trustDomain = "sallyport.local"
+
+	hooks = "MutatingWebhookConfiguration"
 )
 
 // mesh is a cluster in which sallyport is installed.

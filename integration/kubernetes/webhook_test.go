@@ -4,11 +4,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
 
+	admissionv1 "k8s.io/api/admission/v1"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
@@ -37,6 +41,7 @@ func TestPodsComeBackInjected(t *testing.T) {
 		{"a dry run", dryRun},
 		{"what the author of a pod is told", messages},
 		{"what the metrics say", counted},
+		{"another webhook that changes the pod later", otherWebhook}, // changes the configuration, so it is the last
 	} {
 		t.Run(story.name, func(t *testing.T) { story.tell(t, m, w) })
 	}
@@ -140,10 +145,69 @@ func injectedBefore(t *testing.T, m *mesh, _ *webhook) {
 	}
 }
 
+// otherWebhook has the API server ask ours a second time about the same pod, as administrators may configure it, because
+// another one added a container meanwhile.
+func otherWebhook(t *testing.T, m *mesh, w *webhook) {
+	reviews := func() string {
+		text, err := w.get("/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, text, _ = strings.Cut(text, `sallyport_injector_reviews_total{outcome="skipped"} `)
+		return text[:strings.IndexByte(text, '\n')]
+	}
+	authority := harness.NewAuthority(t, "webhook.test")
+	late := httptest.NewUnstartedServer(http.HandlerFunc(addLate))
+	late.TLS = authority.Issue("127.0.0.1").Server()
+	late.StartTLS()
+	defer late.Close()
+	bundle, err := os.ReadFile(authority.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := fetch[admissionregistrationv1.MutatingWebhookConfiguration](t, m.cluster, hooks, "", injector)
+	twice := ours.DeepCopy()
+	twice.Webhooks[0].ReinvocationPolicy = new(admissionregistrationv1.IfNeededReinvocationPolicy)
+	if _, err := of(m.admin, hooks, "").Update(t.Context(), untyped(t, twice), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	other := ours.Webhooks[0].DeepCopy()
+	other.Name, other.ClientConfig = "late.example.com", admissionregistrationv1.WebhookClientConfig{URL: &late.URL, CABundle: bundle}
+	create(t, m.cluster, &admissionregistrationv1.MutatingWebhookConfiguration{TypeMeta: ours.TypeMeta, ObjectMeta: metav1.ObjectMeta{Name: "zz-late"},
+		Webhooks: []admissionregistrationv1.MutatingWebhook{*other}})
+	harness.Eventually(t, 20*time.Second, "a pod that both have changed", func() error {
+		before := reviews()
+		p, err := m.try(t, newPod("shop", "late"), true)
+		switch {
+		case err != nil:
+			return err
+		case !injected(t, p) || len(p.Spec.InitContainers) != 2:
+			t.Fatalf("%+v", p.Spec.InitContainers)
+		case len(p.Spec.Containers) != 2 || p.Spec.Containers[1].Name != "late" || reviews() == before:
+			return errors.New("not asked twice")
+		}
+		return nil
+	})
+}
+
+// addLate is a webhook that adds a container.
+func addLate(w http.ResponseWriter, r *http.Request) {
+	var review admissionv1.AdmissionReview
+	if err := json.NewDecoder(r.Body).Decode(&review); err != nil || review.Request == nil {
+		http.Error(w, "no review", http.StatusBadRequest)
+		return
+	}
+	kind := admissionv1.PatchTypeJSONPatch
+	review.Response = &admissionv1.AdmissionResponse{UID: review.Request.UID, Allowed: true, PatchType: &kind,
+		Patch: []byte(`[{"op":"add","path":"/spec/containers/-","value":{"name":"late","image":"late:1"}}]`)}
+	review.Request = nil
+	json.NewEncoder(w).Encode(&review)
+}
+
 func dryRun(t *testing.T, m *mesh, _ *webhook) {
 	versions := func() string {
 		return fetch[corev1.Secret](t, m.cluster, "Secret", system, authority).ResourceVersion + " " +
-			fetch[admissionregistrationv1.MutatingWebhookConfiguration](t, m.cluster, "MutatingWebhookConfiguration", "", injector).ResourceVersion
+			fetch[admissionregistrationv1.MutatingWebhookConfiguration](t, m.cluster, hooks, "", injector).ResourceVersion
 	}
 	before := versions()
 	p, err := m.try(t, newPod("shop", "dry"), true)
@@ -261,7 +325,7 @@ func TestCertificatesRotateWhileItRuns(t *testing.T) {
 	m := newCluster(t).install(t)
 	m.runControlPlane(t)
 	m.namespace(t, "shop", "enabled")
-	short := []string{"--authority-ttl=12s", "--certificate-ttl=2s"}
+	short := []string{"--authority-ttl=18s", "--certificate-ttl=3s"}
 	m.runInjector(t, short...)
 	m.runReplica(t, harness.FreeAddr(t), short...)
 	m.untilAsked(t, "shop")
@@ -271,7 +335,7 @@ func TestCertificatesRotateWhileItRuns(t *testing.T) {
 		if err != nil || !injected(t, p) {
 			t.Fatalf("after %d caBundles: %v", len(bundles), err)
 		}
-		config := fetch[admissionregistrationv1.MutatingWebhookConfiguration](t, m.cluster, "MutatingWebhookConfiguration", "", injector)
+		config := fetch[admissionregistrationv1.MutatingWebhookConfiguration](t, m.cluster, hooks, "", injector)
 		for _, w := range config.Webhooks {
 			text := string(w.ClientConfig.CABundle)
 			overlap = overlap || strings.Count(text, "BEGIN CERTIFICATE") == 2
