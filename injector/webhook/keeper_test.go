@@ -251,6 +251,25 @@ func TestCaBundleThatOthersChangedIsRepaired(t *testing.T) {
 	}
 }
 
+// TestDeletedAuthorityIsReplaced, by one replica; the other takes it over at once, as nobody trusts the old one any more.
+func TestDeletedAuthorityIsReplaced(t *testing.T) {
+	l := lives{ca: 12 * time.Hour, leaf: time.Hour, settle: time.Minute}
+	now, c := start, newCluster(t)
+	replicas := []*keeper{c.replica(&now, l), c.replica(&now, l)}
+	for round := range 2 {
+		for i, k := range replicas {
+			if err := k.sync(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := trusts(c.config.Webhooks[0].ClientConfig.CABundle, k, now); err != nil {
+				t.Errorf("round %d, replica %d: %v", round, i, err)
+			}
+		}
+		c.secret.Data = nil
+		now = now.Add(time.Second)
+	}
+}
+
 func TestSecretOfSomethingElseIsNotOverwritten(t *testing.T) {
 	l := lives{ca: 12 * time.Hour, leaf: time.Hour, settle: time.Minute}
 	now := start
