@@ -31,14 +31,15 @@ var (
 		"per_connection_buffer_limit_bytes", "lb_policy", "load_assignment", "health_checks", "max_requests_per_connection", "circuit_breakers",
 		"upstream_http_protocol_options", "common_http_protocol_options", "http_protocol_options", "http2_protocol_options",
 		"typed_extension_protocol_options", "dns_refresh_rate", "dns_lookup_family", "outlier_detection", "upstream_bind_config",
-		"ring_hash_lb_config", "maglev_lb_config", "least_request_lb_config", "round_robin_lb_config", "common_lb_config", "transport_socket",
+		"ring_hash_lb_config", "maglev_lb_config", "least_request_lb_config", "round_robin_lb_config", "common_lb_config", "original_dst_lb_config", "transport_socket",
 		"protocol_selection", "upstream_connection_options", "close_connections_on_host_health_failure", "load_balancing_policy").
 		Harmless(&clusterv3.Cluster{}, "metadata", "stats_matcher", "wait_for_warm_on_init", "cleanup_interval", "track_timeout_budgets",
 			"track_cluster_stats", "lrs_report_endpoint_metrics", "dns_jitter").
 		// These choose other hosts, other sockets, or do things to the bytes.
 		Refuse(&clusterv3.Cluster{}, "transport_socket_matches", "transport_socket_matcher", "lb_subset_config", "filters", "upstream_config",
-			"original_dst_lb_config", "connection_pool_per_downstream_connection", "dns_resolvers", "dns_resolution_config", "queuing_policies")
+			"connection_pool_per_downstream_connection", "dns_resolvers", "dns_resolution_config", "queuing_policies")
 
+	originalFields   = fields.Of(&clusterv3.Cluster_OriginalDstLbConfig{}, "upstream_port_override").Strict()
 	edsFields        = fields.Of(&clusterv3.Cluster_EdsClusterConfig{}, "eds_config", "service_name")
 	bindFields       = fields.Of(&corev3.BindConfig{}, "source_address").Refuse(&corev3.BindConfig{}, "additional_source_addresses", "extra_source_addresses", "local_address_selector", "freebind")
 	connectionFields = fields.Of(&clusterv3.UpstreamConnectionOptions{}, "tcp_keepalive").
@@ -130,6 +131,7 @@ func (c *compiler) discovery(m *clusterv3.Cluster, o *upstream.Config) {
 			o.Discovery = upstream.EDS
 		case clusterv3.Cluster_ORIGINAL_DST:
 			o.Discovery = upstream.OriginalDst
+			c.originalPort(m, o)
 		}
 		if names {
 			o.DNSRefresh = c.duration("dns_refresh_rate", m.GetDnsRefreshRate(), defaultDNSRefresh)
@@ -211,6 +213,21 @@ func (c *compiler) dnsCluster(m *clusterv3.Cluster_CustomClusterType, o *upstrea
 	o.DNSRefresh = c.duration(fields.At(at, "dns_refresh_rate"), d.GetDnsRefreshRate(), defaultDNSRefresh)
 	o.DNSFamily = dnsFamily(int32(d.GetDnsLookupFamily()) - int32(dnsv3.DnsLookupFamily_AUTO))
 	return true
+}
+
+// originalPort is where hosts of an ORIGINAL_DST cluster are reached whatever port the client meant.
+func (c *compiler) originalPort(m *clusterv3.Cluster, o *upstream.Config) {
+	l := m.GetOriginalDstLbConfig()
+	if l == nil {
+		return
+	}
+	checkFields(c.report, "original_dst_lb_config", l, originalFields)
+	if p := l.GetUpstreamPortOverride(); p != nil {
+		if p.GetValue() > 65535 {
+			c.Errorf("original_dst_lb_config.upstream_port_override", "%d is not a port", p.GetValue())
+		}
+		o.OriginalPort = uint16(p.GetValue())
+	}
 }
 
 // dnsFamily is Cluster.DnsLookupFamily as net.Resolver takes it. What prefers

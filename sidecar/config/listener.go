@@ -13,6 +13,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	httpinspectv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
 	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
+	originalsrcv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_src/v3"
 	proxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
 	inspectv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	"google.golang.org/protobuf/proto"
@@ -42,6 +43,7 @@ var (
 				Harmless(&listenerv3.FilterChain{}, "metadata")
 	chainMatchFields = fields.Of(&listenerv3.FilterChainMatch{}, "destination_port", "prefix_ranges", "direct_source_prefix_ranges",
 		"source_type", "source_prefix_ranges", "source_ports", "server_names", "transport_protocol", "application_protocols").Strict()
+	originalSrcFields    = fields.Of(&originalsrcv3.OriginalSrc{}, "bind_port", "mark")
 	listenerFilterFields = fields.Of(&listenerv3.ListenerFilter{}, "name", "typed_config").
 				Refuse(&listenerv3.ListenerFilter{}, "config_discovery", "filter_disabled")
 
@@ -153,6 +155,12 @@ func (c *compiler) listenerFilter(path string, f *listenerv3.ListenerFilter, o *
 		o.HTTPInspect = true
 	case typeURL((*originaldstv3.OriginalDst)(nil)):
 		o.OriginalDst = true
+	case typeURL((*originalsrcv3.OriginalSrc)(nil)):
+		var m originalsrcv3.OriginalSrc
+		if c.decode(at, a, &m) {
+			checkFields(c.report, at, &m, originalSrcFields)
+			o.OriginalSrc = &listener.OriginalSrc{BindPort: m.GetBindPort(), Mark: m.GetMark()}
+		}
 	case typeURL((*proxyv3.ProxyProtocol)(nil)):
 		var m proxyv3.ProxyProtocol
 		if c.decode(at, a, &m) {
@@ -162,7 +170,7 @@ func (c *compiler) listenerFilter(path string, f *listenerv3.ListenerFilter, o *
 	case "":
 		c.Errorf(at, "is required")
 	default:
-		c.Errorf(at, "%s is not implemented as a listener filter; tls_inspector, http_inspector, original_dst and proxy_protocol are", a.GetTypeUrl())
+		c.Errorf(at, "%s is not implemented as a listener filter; tls_inspector, http_inspector, original_dst, original_src and proxy_protocol are", a.GetTypeUrl())
 	}
 }
 

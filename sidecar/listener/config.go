@@ -40,6 +40,7 @@ type Config struct {
 	ProxyHeader  bool          // envoy.filters.listener.proxy_protocol
 	ProxyOption  bool          // allow_requests_without_proxy_protocol
 	OriginalDst  bool          // envoy.filters.listener.original_dst or use_original_dst
+	OriginalSrc  *OriginalSrc  // envoy.filters.listener.original_src; nil without
 	HandOff      bool          // use_original_dst: to the listener of that address
 	FilterTime   time.Duration // listener_filters_timeout, default 15 s; 0 is none
 	ContinueTime bool          // continue_on_listener_filters_timeout
@@ -51,6 +52,12 @@ type Config struct {
 	Default *Chain
 	// AccessLogs of the listener: one entry per connection.
 	AccessLogs []stream.AccessLog
+}
+
+// OriginalSrc has hosts see the client's address as that of their peer.
+type OriginalSrc struct {
+	BindPort bool   // and its port
+	Mark     uint32 // of the connection to the host
 }
 
 // Chain is a filter chain. Its Key says when two versions are the same chain

@@ -11,6 +11,7 @@ import (
 	"sallyport/sidecar/conn"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/stream"
+	"sallyport/sidecar/upstream"
 )
 
 // phase of an accepted connection.
@@ -241,6 +242,13 @@ func (k *connection) choose() {
 		return
 	}
 	k.Chain = k.chain.Name
+	if o := k.cfg.OriginalSrc; o != nil && k.Remote.IsValid() {
+		from := netip.AddrPortFrom(k.Remote.Addr().Unmap(), 0)
+		if o.BindPort {
+			from = netip.AddrPortFrom(from.Addr(), k.Remote.Port())
+		}
+		k.Source = &upstream.Source{Addr: from, Mark: o.Mark}
+	}
 	k.phase = handshaking
 	if k.chain.TLS == nil {
 		k.serve()

@@ -123,7 +123,7 @@ func (t *tcpSession) dial() {
 		t.record.Cluster, t.record.Host = t.cluster.Config.Name, host
 		t.record.Attempts = t.attempts
 	}
-	t.up = host.DialTCP(t.k.Worker, (*tcpUpstream)(t))
+	t.up = host.DialTCP(t.k.Worker, (*tcpUpstream)(t), t.k.Source)
 	if t.up == nil {
 		t.finish(stream.FlagUO, "")
 	}

@@ -64,7 +64,7 @@ func (s *Stream) attemptOn(host *upstream.Host) {
 	if s.Protocol == ProtocolHTTP2 {
 		proto = upstream.HTTP2
 	}
-	if r := host.Pool(s.worker, proto).Acquire(&a.waiter); r != 0 {
+	if r := host.Pool(s.worker, proto, s.Conn.Source).Acquire(&a.waiter); r != 0 {
 		a.live = false
 		a.end(r, "")
 	}

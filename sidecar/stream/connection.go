@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"sallyport/sidecar/loop"
+	"sallyport/sidecar/upstream"
 )
 
 // Connection is what streams, filters and logs may know of a downstream
@@ -24,6 +25,8 @@ type Connection struct {
 	SNI string
 	// Peer is the client's identity, nil without a client certificate.
 	Peer *Peer
+	// Source is set where hosts are to see the client's address as their peer's (original_src).
+	Source *upstream.Source
 	// Attached is what filters keep for the life of the connection, by a key
 	// of their own; nil until one does.
 	Attached map[any]any

@@ -57,7 +57,7 @@ func (c *Client) dial() {
 	p.stats.Inc(StatCxTotal)
 	p.stats.Add(StatCxActive, 1)
 	p.host.connects.Add(1)
-	c.conn = conn.Dial(p.worker, p.host.address, p.cluster.dialOptions(), c)
+	c.conn = conn.Dial(p.worker, p.host.address, p.source.options(p.host), c)
 }
 
 // errNoSecret closes a connection whose TLS could not begin.
@@ -201,7 +201,7 @@ func (c *Client) rest() {
 	// The timer is not moved for each request: it looks at idleSince when
 	// it fires, and sleeps for the rest.
 	c.idleSince = p.worker.Now()
-	if d := p.cluster.Config.IdleTimeout; d > 0 && !c.idleTimer.Scheduled() {
+	if d := p.idleTimeout(); d > 0 && !c.idleTimer.Scheduled() {
 		p.worker.Schedule(&c.idleTimer, d)
 	}
 }
@@ -210,7 +210,7 @@ func (c *Client) idleFor() {
 	if c.closed {
 		return
 	}
-	w, d := c.pool.worker, c.pool.cluster.Config.IdleTimeout
+	w, d := c.pool.worker, c.pool.idleTimeout()
 	if c.active() > 0 {
 		w.Schedule(&c.idleTimer, d)
 		return

@@ -62,7 +62,8 @@ func newCluster(cfg *Config, r *Registry) *Cluster {
 
 func (c *Cluster) newHost(ep *Endpoint) *Host {
 	h := &Host{cluster: c, addr: ep.Address, hostname: ep.Hostname, check: ep.HealthAddress,
-		pools: make([]*Pool, 2*len(c.registry.workers)), raw: make([]map[*RawClient]struct{}, len(c.registry.workers))}
+		pools: make([]*Pool, 2*len(c.registry.workers)), raw: make([]map[*RawClient]struct{}, len(c.registry.workers)),
+		sourced: make([]map[sourceKey]*Pool, len(c.registry.workers))}
 	if ep.Path != "" {
 		h.address, h.text = conn.Address{Path: ep.Path}, ep.Path
 	} else {

@@ -74,6 +74,7 @@ type Config struct {
 	IdleTimeout    time.Duration // of a pooled connection; default 1 h; 0 is never
 	MaxRequests    uint32        // per connection; 0 is no limit
 	KeepAlive      time.Duration // TCP keep-alive; 0 is the system's
+	OriginalPort   uint16        // original_dst_lb_config.upstream_port_override; 0: as the client meant
 	Source         netip.Addr    // upstream_bind_config
 
 	Protocol Protocol

@@ -37,6 +37,8 @@ type Host struct {
 	// proxy by worker; each belongs to its worker.
 	pools []*Pool
 	raw   []map[*RawClient]struct{}
+	// sourced are the pools of connections from clients' own addresses, by worker.
+	sourced []map[sourceKey]*Pool
 
 	outlier          outlierState
 	requests, errors atomic.Uint64

@@ -32,15 +32,19 @@ const (
 // nil where that is not known or too many are remembered. It runs on a worker.
 func (c *Cluster) original(p *Pick) *Host {
 	o := &c.originals[p.Worker]
-	if e := o.hosts[p.Original]; e != nil {
+	at := p.Original
+	if port := c.Config.OriginalPort; port != 0 && at.IsValid() {
+		at = netip.AddrPortFrom(at.Addr(), port)
+	}
+	if e := o.hosts[at]; e != nil {
 		e.used = true
 		return e.host
 	}
-	if !p.Original.IsValid() || len(o.hosts) >= maxOriginals {
+	if !at.IsValid() || len(o.hosts) >= maxOriginals {
 		c.Stats.At(p.Worker).Inc(StatCxNoneHealthy)
 		return nil
 	}
-	h := c.newHost(&Endpoint{Address: p.Original})
+	h := c.newHost(&Endpoint{Address: at})
 	if o.closed {
 		h.set(flagGone, true) // a retry of a request that began before the cluster went
 		return h
@@ -49,7 +53,7 @@ func (c *Cluster) original(p *Pick) *Host {
 		o.hosts = map[netip.AddrPort]*originalHost{}
 		o.timer.Init(func() { c.sweep(p.Worker) })
 	}
-	o.hosts[p.Original] = &originalHost{h, true}
+	o.hosts[at] = &originalHost{h, true}
 	if !o.timer.Scheduled() {
 		c.registry.workers[p.Worker].Schedule(&o.timer, sweepOriginals)
 	}

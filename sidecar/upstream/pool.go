@@ -79,11 +79,13 @@ type Pool struct {
 	all     []*Client // every connection, also dialing and draining ones
 	dialing int
 	waiting queue // who waits for a stream
+
+	source *Source // where its connections come from; nil: this host
 }
 
 // Pool returns the worker's pool for the host, for the protocol where the
 // cluster follows the downstream.
-func (h *Host) Pool(w *loop.Worker, downstream Protocol) *Pool {
+func (h *Host) Pool(w *loop.Worker, downstream Protocol, from *Source) *Pool {
 	cfg := h.cluster.Config
 	proto := cfg.Protocol
 	at := 2 * w.ID()
@@ -92,6 +94,9 @@ func (h *Host) Pool(w *loop.Worker, downstream Protocol) *Pool {
 		if downstream == HTTP2 {
 			at++
 		}
+	}
+	if from.fits(h) {
+		return h.poolFrom(w, proto, from)
 	}
 	p := h.pools[at]
 	if p == nil {
@@ -106,13 +111,20 @@ func (h *Host) Pool(w *loop.Worker, downstream Protocol) *Pool {
 // waits for them: they serve, and those of a removed host end after that (see Client.rest).
 func (h *Host) drain(worker int) {
 	for _, p := range h.pools[2*worker : 2*worker+2] {
-		if p == nil {
-			continue
-		}
-		for _, c := range slices.Clone(p.all) {
-			if c.connected {
-				c.retire()
-			}
+		p.drain()
+	}
+	for _, p := range h.sourced[worker] {
+		p.drain()
+	}
+}
+
+func (p *Pool) drain() {
+	if p == nil {
+		return
+	}
+	for _, c := range slices.Clone(p.all) {
+		if c.connected {
+			c.retire()
 		}
 	}
 }
@@ -306,7 +318,7 @@ func remove(list []*Client, c *Client) []*Client {
 
 // DialTCP opens a connection for the TCP proxy, under the cluster's circuit
 // breakers, TLS and timeouts. The handler's Connected or Closed follows. nil: the breaker is open.
-func (h *Host) DialTCP(w *loop.Worker, handler conn.Handler) *RawClient {
+func (h *Host) DialTCP(w *loop.Worker, handler conn.Handler, from *Source) *RawClient {
 	b := &h.cluster.breakers[0]
 	st := h.cluster.Stats.At(w.ID())
 	if b.connections.Load() >= int64(h.cluster.Config.Breakers[0].Connections) {
@@ -323,6 +335,6 @@ func (h *Host) DialTCP(w *loop.Worker, handler conn.Handler) *RawClient {
 		h.raw[w.ID()] = map[*RawClient]struct{}{}
 	}
 	h.raw[w.ID()][r] = struct{}{}
-	r.Conn = conn.Dial(w, h.address, h.cluster.dialOptions(), r)
+	r.Conn = conn.Dial(w, h.address, from.options(h), r)
 	return r
 }

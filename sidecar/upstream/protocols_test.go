@@ -132,7 +132,7 @@ func (e *tcpEnd) Closed(err error)  { e.closed <- err }
 func (g *rig) dial() (*RawClient, *tcpEnd) {
 	e := &tcpEnd{make(chan struct{}), make(chan error, 1)}
 	var r *RawClient
-	on(g.workers[0], func() { r = g.host.DialTCP(g.workers[0], e) })
+	on(g.workers[0], func() { r = g.host.DialTCP(g.workers[0], e, nil) })
 	return r, e
 }
 
@@ -206,7 +206,7 @@ func TestEverythingIsGivenBack(t *testing.T) {
 					c := ref.Cluster()
 					seen.Store(c, true)
 					for j := range 10 {
-						k := newCall(c.Host(&Pick{Worker: w.ID()}).Pool(w, HTTP1), fmt.Sprintf("/%d", j))
+						k := newCall(c.Host(&Pick{Worker: w.ID()}).Pool(w, HTTP1, nil), fmt.Sprintf("/%d", j))
 						k.start()
 						if j%5 == 4 && !k.ended {
 							if k.sender != nil {

@@ -112,7 +112,7 @@ func newRig(t testing.TB, cfg *Config, workers int) *rig {
 }
 
 func (g *rig) on(f func(p *Pool)) {
-	on(g.workers[0], func() { f(g.host.Pool(g.workers[0], HTTP1)) })
+	on(g.workers[0], func() { f(g.host.Pool(g.workers[0], HTTP1, nil)) })
 }
 
 // begin starts calls in one turn of the worker.

@@ -205,6 +205,12 @@ func outlier(o *policy.Outlier) *clusterv3.OutlierDetection {
 func (b *builder) local(protocol catalog.Protocol) string {
 	const name = "local_app"
 	c := fixed(name, "127.0.0.1", b.proxy.Port)
+	if t := b.proxy.Transparent; t != nil && t.TProxy {
+		// In the client's name no connection can be made to 127.0.0.1: its answers would not be routed. So it is made to
+		// the address that the client was going to, at the application's port.
+		c = &clusterv3.Cluster{Name: name, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_ORIGINAL_DST}, LbPolicy: clusterv3.Cluster_CLUSTER_PROVIDED,
+			LbConfig: &clusterv3.Cluster_OriginalDstLbConfig_{OriginalDstLbConfig: &clusterv3.Cluster_OriginalDstLbConfig{UpstreamPortOverride: number(b.proxy.Port)}}}
+	}
 	c.ConnectTimeout = durationpb.New(time.Second)
 	c.CircuitBreakers = &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
 		MaxConnections: number(unlimited), MaxPendingRequests: number(unlimited), MaxRequests: number(unlimited), MaxRetries: number(unlimited)}}}

@@ -12,6 +12,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	httpinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
 	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
+	originalsrcv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_src/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
@@ -282,6 +283,10 @@ func (b *builder) virtualInbound(own *catalog.Service) {
 		l.AdditionalAddresses = []*listenerv3.AdditionalAddress{{Address: address("::", t.Inbound)}}
 	}
 	l.ListenerFilters = b.originalDst()
+	if t.TProxy { // the application sees its clients' addresses, as it would without a sidecar
+		l.ListenerFilters = append(l.ListenerFilters, &listenerv3.ListenerFilter{Name: "envoy.filters.listener.original_src",
+			ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: b.pack(&originalsrcv3.OriginalSrc{})}})
+	}
 	cluster := b.local(own.Protocol)
 	filters := b.inboundFilters(own, cluster)
 	mesh := []uint32{t.Inbound}
