@@ -16,23 +16,25 @@ type TrustBundle struct {
 	source apiserver.BundleMap
 	log    *slog.Logger
 	pem    atomic.Pointer[string]
+	every  time.Duration
+	retry  time.Duration
 }
 
 // NewTrustBundle returns a bundle that is empty until Follow runs.
 func NewTrustBundle(source apiserver.BundleMap, log *slog.Logger) *TrustBundle {
-	return &TrustBundle{source: source, log: log}
+	return &TrustBundle{source: source, log: log, every: bundleEvery, retry: bundleRetry}
 }
 
 // Follow reads the config map until ctx ends. What was read last stays when it cannot be read.
 func (b *TrustBundle) Follow(ctx context.Context) {
 	failing := ""
 	for ctx.Err() == nil {
-		wait := bundleEvery
+		wait := b.every
 		text, err := b.source.Read(ctx)
 		if err == nil {
 			b.pem.Store(&text)
 			failing = ""
-		} else if wait = bundleRetry; err.Error() != failing && ctx.Err() == nil {
+		} else if wait = b.retry; err.Error() != failing && ctx.Err() == nil {
 			failing = err.Error()
 			b.log.Warn("trust bundle not read", "error", err)
 		}

@@ -218,7 +218,7 @@ func typed[T any](t *testing.T, u *unstructured.Unstructured) *T {
 	return v
 }
 
-// make creates an object as the administrator and returns what the API server made of it.
+// create makes an object as the administrator and returns what the API server made of it.
 func create[T any](t *testing.T, c *cluster, object *T) *T {
 	t.Helper()
 	u := untyped(t, object)
