@@ -29,6 +29,7 @@ import (
 	"sallyport/certs/source"
 	"sallyport/certs/workload"
 	"sallyport/integration/harness"
+	"sallyport/sidecar/probe"
 )
 
 // secret is in every answer of an application of the mesh, and must be in no packet; public is in those of the one outside.
@@ -248,7 +249,9 @@ func (v *village) startBy(h *harness.Host, service string, port int, privileges 
 	v.t.Helper()
 	args := append(privileges, harness.Binary(v.t), "sidecar", "--service", service, "--port", fmt.Sprint(port), "--control-plane", v.control.Addr(),
 		"--transparent", "--token", v.control.Token("--service", service), "--admin", "127.0.0.1:15000", "--health-address", "0.0.0.0:15021")
-	p := h.Start(harness.Command{Name: "sidecar", Path: "setpriv", Args: append(args, flags...)})
+	probes := fmt.Sprintf(`{"/app-health/app/readyz": {"tcpSocket": {"port": %d}}, "/app-health/app/livez": {"httpGet": {"path": "/", "port": %d}},
+		"/app-health/app/startupz": {"grpc": {"port": %d}}, "/app-health/app/gone": {"tcpSocket": {"port": 9}}}`, port, port, port)
+	p := h.Start(harness.Command{Name: "sidecar", Path: "setpriv", Args: append(args, flags...), Env: []string{probe.Environment + "=" + probes}})
 	v.sidecars[h] = p
 	client := v.other.HTTPClient()
 	p.WaitFor("readiness", func() error {
@@ -393,6 +396,14 @@ func TestApplicationsThatKnowNothingOfTheMesh(t *testing.T) {
 		if !v.wire.Contains([]byte(secret)) {
 			t.Error("the capture did not show what the permissive mode let out in plaintext")
 		}
+	})
+	t.Run("health probes reach the application", func(t *testing.T) {
+		health := "http://" + orders + ":15021/app-health/app/"
+		get("other", "ok", "-f", health+"readyz")
+		get("other", greeting, "-f", health+"livez")
+		get("other", "", "-f", health+"gone")
+		get("other", "ok", "-f", "http://"+v.stock.IPv4.String()+":15021/app-health/app/startupz")
+		get("other", "", "-f", "http://"+orders+":15021/stats")
 	})
 	t.Run("a sidecar dies", func(t *testing.T) {
 		v.sidecars[v.storefront].Kill()

@@ -285,6 +285,12 @@ func TestRunEndsAsTheCommandEnds(t *testing.T) {
 	}
 	w.asBefore()
 
+	p = w.machine.Start(job([]string{"--capture", "namespace"}, harness.Command{Path: "curl", Args: []string{"-sS", "-m", "5", "http://240.0.0.1:81/"}}))
+	if code := p.WaitExit(20 * time.Second); code == 0 || strings.Contains(p.Log(), "unreachable") || !strings.Contains(p.Log(), "curl:") {
+		t.Errorf("the whole namespace: exit code %d, %q", code, p.Log())
+	}
+	w.asBefore()
+
 	dead, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

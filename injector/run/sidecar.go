@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
@@ -60,17 +61,27 @@ func newProxy(o *Options, p *place) (*proxy, error) {
 	}
 	if o.Token != "" {
 		file := filepath.Join(p.dir, "token")
-		_ = os.Remove(file) // not through a link that the sidecar's user may have put there
-		if err := os.WriteFile(file, []byte(o.Token), 0o600); err != nil {
-			return nil, err
-		}
-		if err := os.Lchown(file, int(o.SidecarUID), int(o.SidecarUID)); err != nil {
+		if err := writeToken(file, o.Token, int(o.SidecarUID)); err != nil {
 			return nil, err
 		}
 		args = append(args, "--token-file", file)
 	}
 	args = append(append(args, o.Join...), o.Extra...)
 	return &proxy{o: o, args: args, url: "http://" + net.JoinHostPort(o.Address.String(), num(r.HealthPort)) + "/healthz/ready"}, nil
+}
+
+// writeToken makes the file anew, in a folder that belongs to another user: what that may have put there in its place, a
+// link to a file of root's say, is not written to.
+func writeToken(path, token string, uid int) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(token)
+	return errors.Join(err, f.Chown(uid, uid), f.Close())
 }
 
 func num(p uint16) string { return strconv.Itoa(int(p)) }
