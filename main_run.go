@@ -26,6 +26,9 @@ func runCommand() *cobra.Command {
 			"service in Consul, and runs the command; when that ends, undoes it all and ends with the command's own status.",
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if os.Getpid() == 1 {
+				return run.AsInit()
+			}
 			o.Command = args
 			if address != "" {
 				a, err := netip.ParseAddr(address)

@@ -12,9 +12,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sallyport/integration/harness"
 )
@@ -330,4 +333,147 @@ func TestRunEndsAsTheCommandEnds(t *testing.T) {
 		}
 	}
 	w.asBefore()
+}
+
+// TestRunAsTheFirstProcessOfAContainer: run reaps what loses its parent there, and passes signals and statuses on.
+func TestRunAsTheFirstProcessOfAContainer(t *testing.T) {
+	w := newWorkshop(t)
+	contained := func(script string, flags ...string) *harness.Process {
+		c := w.args("batch", append(flags, "--capture", "namespace", "--port", "8080"), harness.Command{Path: "sh", Args: []string{"-c", script}})
+		c.Args = append([]string{"--pid", "--fork", "--kill-child", "--mount-proc", c.Path}, c.Args...)
+		c.Path = "unshare"
+		return w.machine.Start(c)
+	}
+	// Of the shell that is started in the background nothing is left when its own parent has gone: not even a zombie.
+	p := contained(`(sh -c 'echo orphan $$' &); while [ "$(cat /proc/[0-9]*/stat 2>/dev/null | grep -c ' Z ')" != 0 ]; do sleep 0.01; done; echo first process: $(tr '\0' ' ' </proc/1/cmdline); exit 5`, w.token("batch")...)
+	if code := p.WaitExit(30 * time.Second); code != 5 || !strings.Contains(p.Log(), "orphan") || !strings.Contains(p.Log(), "sallyport run --service batch") {
+		t.Errorf("exit code %d, want 5: %q", code, p.Log())
+	}
+	w.asBefore()
+
+	p = contained(`trap 'exit 9' TERM; echo started; while :; do sleep 0.05; done`)
+	p.WaitLog("started")
+	first, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", p.Pid(), p.Pid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(first)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := p.WaitExit(20 * time.Second); code != 9 {
+		t.Errorf("SIGTERM was not passed on: exit code %d, want 9", code)
+	}
+	w.asBefore()
+}
+
+// TestRunInATerminal: to an interactive shell, run with its command is one job.
+func TestRunInATerminal(t *testing.T) {
+	w := newWorkshop(t)
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave, err := os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slave.Close()
+	c := w.args("batch", append(w.token("batch"), "--capture", "none", "--port", "8080"),
+		harness.Command{Path: "sh", Args: []string{"-c", `trap 'echo interrupted; exit 4' INT; echo started as $$ of $PPID; while :; do sleep 0.05; done`}})
+	cmd := exec.Command("bash", append([]string{"--norc", "-i", "-s", c.Path}, c.Args...)...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Pdeathsig: syscall.SIGKILL}
+	w.machine.Do(cmd.Start)
+	defer cmd.Process.Kill()
+	var mu sync.Mutex
+	var screen strings.Builder
+	go func() {
+		b := make([]byte, 4096)
+		for {
+			n, err := master.Read(b)
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			screen.Write(b[:n])
+			mu.Unlock()
+		}
+	}()
+	shows := func(text string) func() error {
+		return func() error {
+			mu.Lock()
+			defer mu.Unlock()
+			if !strings.Contains(screen.String(), text) {
+				return fmt.Errorf("the terminal shows %q, want %q", screen.String(), text)
+			}
+			return nil
+		}
+	}
+	types := func(text string) {
+		t.Helper()
+		if _, err := master.WriteString(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	types("\"$@\"\n")
+	var command, parent int
+	w.eventually("the command", func() error {
+		mu.Lock()
+		defer mu.Unlock()
+		_, after, _ := strings.Cut(screen.String(), "started as ")
+		if _, err := fmt.Sscanf(after, "%d of %d\r\n", &command, &parent); err != nil {
+			return fmt.Errorf("the terminal shows %q: %w", screen.String(), err)
+		}
+		return nil
+	})
+	both := func(stopped bool) error {
+		for _, pid := range []int{parent, command} {
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			if err != nil {
+				return err
+			}
+			if _, state, _ := strings.Cut(string(stat), ") "); (state[0] == 'T') != stopped {
+				return fmt.Errorf("process %d is in state %c", pid, state[0])
+			}
+		}
+		return nil
+	}
+	for range 2 {
+		types("\x1a")
+		w.eventually("both are stopped", func() error { return both(true) })
+		types("fg\n")
+		w.eventually("both go on", func() error { return both(false) })
+	}
+	types("\x1a")
+	w.eventually("both are stopped", func() error { return both(true) })
+	types("bg\n")
+	w.eventually("both go on", func() error { return both(false) })
+	types("fg\n")
+	w.eventually("it has the terminal again", func() error {
+		if owner, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPGRP); err != nil || owner != command {
+			return fmt.Errorf("process group %d has the terminal, want %d, %v", owner, command, err)
+		}
+		return nil
+	})
+	types("\x03")
+	w.eventually("its end", shows("interrupted\r\n"))
+	types("echo ended with $?\n")
+	w.eventually("its status", shows("ended with 4"))
+	mu.Lock()
+	defer mu.Unlock()
+	if n := strings.Count(screen.String(), "interrupted\r\n"); n != 1 {
+		t.Errorf("Ctrl-C reached the command %d times: %q", n, screen.String())
+	}
 }

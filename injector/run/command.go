@@ -8,8 +8,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"syscall"
-
-	"golang.org/x/sys/unix"
+	"time"
 )
 
 // Statuses of a shell for what cannot be started (POSIX.1 2.8.2); env(1) and nice(1) have them too.
@@ -38,6 +37,9 @@ func find(name string) (string, error) {
 var passedOn = []os.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM,
 	syscall.SIGWINCH, syscall.SIGCONT}
 
+// lookForTerminal is how often a command in the background is looked after.
+const lookForTerminal = 200 * time.Millisecond
+
 // application runs the command to its end and returns how that was.
 func application(o *Options, path, cgroup string, signals <-chan os.Signal) error {
 	cmd := exec.Command(path, o.Command[1:]...)
@@ -64,8 +66,8 @@ func application(o *Options, path, cgroup string, signals <-chan os.Signal) erro
 		defer dir.Close()
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
 	}
-	back := foreground(cmd)
-	defer back()
+	tty := foreground(cmd)
+	defer tty.takeBack()
 	if err := cmd.Start(); err != nil {
 		code := statusNotExecutable
 		if errors.Is(err, fs.ErrNotExist) {
@@ -75,48 +77,53 @@ func application(o *Options, path, cgroup string, signals <-chan os.Signal) erro
 	}
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
+	children := make(chan os.Signal, 1)
+	if tty != nil {
+		signal.Notify(children, syscall.SIGCHLD)
+		defer signal.Stop(children)
+	}
+	// After "bg" a shell's "fg" gives us the terminal without a signal: it is looked for.
+	background := time.NewTicker(lookForTerminal)
+	background.Stop()
+	defer background.Stop()
 	for {
 		select {
 		case s := <-signals:
+			if s == syscall.SIGCONT && tty != nil {
+				if !tty.giveTo(cmd.Process.Pid) {
+					background.Reset(lookForTerminal)
+				}
+				_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGCONT)
+				continue
+			}
 			_ = cmd.Process.Signal(s) // that it has just ended is no error
+		case <-background.C:
+			if tty.giveTo(cmd.Process.Pid) {
+				background.Stop()
+			}
+		case <-children:
+			if stopped(cmd.Process.Pid) {
+				// Ctrl-Z reached the application alone. The shell that waits for us is to see it, too.
+				_ = syscall.Kill(0, syscall.SIGSTOP)
+			}
 		case err := <-done:
-			return exitOf(cmd, err)
+			var exit *exec.ExitError
+			if err != nil && !errors.As(err, &exit) {
+				return err // copying of input or output failed
+			}
+			return exitOf(cmd.ProcessState.Sys().(syscall.WaitStatus))
 		}
 	}
 }
 
 // exitOf turns how a process ended into how we shall end.
-func exitOf(cmd *exec.Cmd, err error) error {
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		return err // copying of input or output failed
-	}
-	ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+func exitOf(status syscall.WaitStatus) error {
 	switch {
-	case ok && ws.Signaled():
-		return &Exit{Code: 128 + int(ws.Signal())}
-	case cmd.ProcessState.ExitCode() != 0:
-		return &Exit{Code: cmd.ProcessState.ExitCode()}
+	case status.Signaled():
+		return &Exit{Code: 128 + int(status.Signal())}
+	case status.ExitStatus() != 0:
+		return &Exit{Code: status.ExitStatus()}
 	default:
 		return nil
-	}
-}
-
-// foreground gives the application the terminal, where there is one and it is ours, so that Ctrl-C goes to it once and
-// not to its sidecar; what it returns takes the terminal back.
-func foreground(cmd *exec.Cmd) (back func()) {
-	tty, ok := cmd.Stdin.(*os.File)
-	if !ok {
-		return func() {}
-	}
-	owner, err := unix.IoctlGetInt(int(tty.Fd()), unix.TIOCGPGRP)
-	if err != nil || owner != syscall.Getpgrp() {
-		return func() {}
-	}
-	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Foreground, cmd.SysProcAttr.Ctty = true, true, int(tty.Fd())
-	return func() {
-		signal.Ignore(syscall.SIGTTOU) // it is sent to who sets the foreground from the background
-		_ = unix.IoctlSetPointerInt(int(tty.Fd()), unix.TIOCSPGRP, syscall.Getpgrp())
-		signal.Reset(syscall.SIGTTOU)
 	}
 }

@@ -12,6 +12,8 @@
 //   - run.go: Run, from the first check to the exit status.
 //   - options.go: Options and what is wrong with them.
 //   - sidecar.go: the sidecar's process: start, readiness, restarts, end.
-//   - command.go: the application's process: user, cgroup, terminal, signals.
+//   - command.go: the application's process: user, cgroup, signals, status.
+//   - terminal.go: job control, where the application has a terminal.
+//   - init.go: what the first process of a container does besides.
 //   - place.go: the folder, the lock, the cgroup.
 package run

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -72,7 +73,8 @@ func TestPortsDiffer(t *testing.T) {
 func TestExitStatus(t *testing.T) {
 	for script, want := range map[string]int{"exit 0": 0, "exit 7": 7, "kill -TERM $$": 143, "kill -KILL $$": 137} {
 		cmd := exec.Command("sh", "-c", script)
-		err := exitOf(cmd, cmd.Run())
+		_ = cmd.Run()
+		err := exitOf(cmd.ProcessState.Sys().(syscall.WaitStatus))
 		code := 0
 		if exit, ok := errors.AsType[*Exit](err); ok {
 			code = exit.Code
