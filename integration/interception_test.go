@@ -391,6 +391,14 @@ func TestApplicationsThatKnowNothingOfTheMesh(t *testing.T) {
 		v.control.Policy("tls.yaml", "apiVersion: policy.sallyport.io/v1\nkind: MutualTLSPolicy\nmetadata: {name: open}\nspec:\n  targetRefs: [{kind: Service, name: orders}]\n  mode: PERMISSIVE\n")
 		v.eventually("plaintext is let in", func() error { return v.says("other", greeting, curl, "-sS", "-m", "5", "http://"+orders+":8080/") })
 		get("storefront", greeting, "http://orders/")
+		v.consul.Intend("*", "orders", false)
+		v.consul.Intend("storefront", "orders", true)
+		v.eventually("what is denied to all is denied to nobody, too", func() error {
+			return v.says("other", "access denied", curl, "-sS", "-m", "5", "http://"+orders+":8080/")
+		})
+		get("storefront", greeting, "http://orders/")
+		v.consul.Unintend("*", "orders")
+		v.consul.Unintend("storefront", "orders")
 		v.control.RemovePolicy("tls.yaml")
 		v.eventually("plaintext is refused", func() error { return v.says("other", "", curl, "-sS", "-m", "5", "http://"+orders+":8080/") })
 		if !v.wire.Contains([]byte(secret)) {

@@ -65,7 +65,7 @@ func (a *rules) intentions(all []catalog.Intention, d catalog.Name) {
 		if !covers(in.Destination, d) || slices.ContainsFunc(before, func(p catalog.Name) bool { return covers(p, in.Source) }) {
 			continue
 		}
-		who := a.principal(in.Source)
+		may, mayNot := a.principal(in.Source), a.denied(in.Source)
 		var except []*rbacv3.Principal
 		for _, p := range before {
 			if covers(in.Source, p) {
@@ -74,20 +74,21 @@ func (a *rules) intentions(all []catalog.Intention, d catalog.Name) {
 		}
 		before = append(before, in.Source)
 		if len(except) > 0 {
-			who = allOf(who, notPrincipal(oneOf(except)))
+			may, mayNot = allOf(may, notPrincipal(oneOf(except))), allOf(mayNot, notPrincipal(oneOf(except)))
 		}
-		a.intention(fmt.Sprintf("intention/%03d/%s", i, in.Source), in, who)
+		a.intention(fmt.Sprintf("intention/%03d/%s", i, in.Source), in, may, mayNot)
 	}
 }
 
-func (a *rules) intention(name string, in catalog.Intention, who *rbacv3.Principal) {
+// intention adds one: may are those whom it allows something, mayNot those whom it denies something.
+func (a *rules) intention(name string, in catalog.Intention, may, mayNot *rbacv3.Principal) {
 	switch {
 	case len(in.Permissions) > 0 && !a.isHTTP:
-		a.add(a.deny, name, anyPermission(), who) // bytes have no paths: as Consul, refuse
+		a.add(a.deny, name, anyPermission(), mayNot) // bytes have no paths: as Consul, refuse
 	case len(in.Permissions) == 0 && in.Action == catalog.Allow:
-		a.add(a.allow, name, anyPermission(), who)
+		a.add(a.allow, name, anyPermission(), may)
 	case len(in.Permissions) == 0:
-		a.add(a.deny, name, anyPermission(), who)
+		a.add(a.deny, name, anyPermission(), mayNot)
 	}
 	if !a.isHTTP {
 		return
@@ -98,10 +99,10 @@ func (a *rules) intention(name string, in catalog.Intention, who *rbacv3.Princip
 		a.requests = true
 		at := fmt.Sprintf("%s/%03d", name, i)
 		if p.Action == catalog.Allow {
-			a.add(a.allow, at, butNot(m, denied), who)
+			a.add(a.allow, at, butNot(m, denied), may)
 			allowed = append(allowed, m)
 		} else {
-			a.add(a.deny, at, butNot(m, allowed), who)
+			a.add(a.deny, at, butNot(m, allowed), mayNot)
 			denied = append(denied, m)
 		}
 	}
@@ -117,6 +118,10 @@ func (a *rules) policy(o *policy.Object[policy.Authorization]) {
 	for i, r := range o.Spec.Rules {
 		p := &rbacv3.Policy{}
 		for _, f := range r.From {
+			if deny && f.Service == catalog.Wildcard {
+				p.Principals = append(p.Principals, anyPrincipal())
+				continue
+			}
 			p.Principals = append(p.Principals, a.caller(f, o.Namespace))
 		}
 		if len(r.From) == 0 {
@@ -154,6 +159,15 @@ func (a *rules) principal(n catalog.Name) *rbacv3.Principal {
 		return authenticated(beginsWith(prefix + "ns/" + n.Namespace + "/svc/"))
 	}
 	return authenticated(exactly(prefix + "ns/" + n.Namespace + "/svc/" + n.Name))
+}
+
+// denied is whom a denial of a source is for. That of every service is for callers without a certificate too, who get as
+// far as this where plaintext is permitted.
+func (a *rules) denied(n catalog.Name) *rbacv3.Principal {
+	if n.Namespace == catalog.Wildcard {
+		return anyPrincipal()
+	}
+	return a.principal(n)
 }
 
 func (a *rules) caller(f policy.Caller, namespace string) *rbacv3.Principal {

@@ -138,10 +138,14 @@ func TestIntentionsMeanWhatConsulSays(t *testing.T) {
 				b := &builder{td: spiffeid.RequireTrustDomainFromString("example.org"), defaultDeny: !allow,
 					Input: Input{Catalog: &catalog.Snapshot{Intentions: list}, Policy: policy.Empty()}}
 				a := b.authorization(name("orders"), isHTTP)
-				for _, source := range []string{"web", "other"} {
+				for _, source := range []string{"web", "other", ""} {
 					for _, path := range []string{"/", "/admin/x", "/admin/health", "/read/x"} {
 						c := call{"spiffe://example.org/ns/default/svc/" + source, path, "GET"}
-						if got, want := admitted(a, c), naive(list, source, path, isHTTP, allow); got != want {
+						want := naive(list, source, path, isHTTP, allow)
+						if source == "" { // comes in plaintext, as nobody: what is denied to all is denied, what is allowed to services is not theirs
+							c.id, want = "", want && allow
+						}
+						if got := admitted(a, c); got != want {
 							t.Fatalf("%+v calls %s, http %t, default allow %t: %t, want %t\n%v\n%v", source, path, isHTTP, allow, got, want, list, a)
 						}
 						checked++
@@ -180,9 +184,12 @@ spec:
 		http                 bool
 	}{
 		{"web", "/read/x", "GET", true}, {"web", "/read/x", "POST", false}, {"web", "/write", "GET", false}, {"admin", "/write", "POST", true},
-		{"admin", "/internal", "GET", false}, {"other", "/read/x", "GET", false},
+		{"admin", "/internal", "GET", false}, {"other", "/read/x", "GET", false}, {"", "/read/x", "GET", false},
 	} {
 		id := "spiffe://example.org/ns/default/svc/" + c.source
+		if c.source == "" { // in plaintext
+			id = ""
+		}
 		if got := admitted(http, call{id, c.path, c.method}); got != c.http {
 			t.Errorf("%+v: %t", c, got)
 		}

@@ -95,14 +95,10 @@ func (b *builder) alpn(own *catalog.Service) []string {
 // inboundFilters lead to the application what may reach it.
 func (b *builder) inboundFilters(own *catalog.Service, cluster string) []*listenerv3.Filter {
 	const name = "inbound"
-	auth := b.authorization(own.Name, own.Protocol.IsHTTP())
 	if !own.Protocol.IsHTTP() {
-		return []*listenerv3.Filter{
-			b.filter("envoy.filters.network.rbac.deny", &rbacnetv3.RBAC{Rules: auth.deny, StatPrefix: name + "_deny."}),
-			b.filter("envoy.filters.network.rbac.allow", &rbacnetv3.RBAC{Rules: auth.allow, StatPrefix: name + "_allow."}),
-			b.filter(tcpFilter, &tcpv3.TcpProxy{StatPrefix: name, ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: cluster}, AccessLog: b.accessLog}),
-		}
+		return b.inboundBytes(own, name, cluster)
 	}
+	auth := b.authorization(own.Name, true)
 	jwt := b.Policy.JWT[policy.ServiceTarget(own.Namespace, own.Name.Name)]
 	f := filterSet{authorization: &auth}
 	if jwt != nil {
@@ -121,6 +117,15 @@ func (b *builder) inboundFilters(own *catalog.Service, cluster string) []*listen
 	}
 	b.inboundRoutes(own, cluster, jwt)
 	return []*listenerv3.Filter{b.filter(managerFilter, m)}
+}
+
+// inboundBytes lead connections to the application, of peers that may connect.
+func (b *builder) inboundBytes(own *catalog.Service, stat, cluster string) []*listenerv3.Filter {
+	auth := b.authorization(own.Name, false)
+	return append([]*listenerv3.Filter{
+		b.filter("envoy.filters.network.rbac.deny", &rbacnetv3.RBAC{Rules: auth.deny, StatPrefix: stat + "_deny."}),
+		b.filter("envoy.filters.network.rbac.allow", &rbacnetv3.RBAC{Rules: auth.allow, StatPrefix: stat + "_allow."}),
+	}, b.tcp(stat, cluster)...)
 }
 
 // outbound makes a listener for the application, on which it reaches a service.

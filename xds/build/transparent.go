@@ -275,7 +275,8 @@ func (b *builder) originalDst() []*listenerv3.ListenerFilter {
 
 // virtualInbound makes the listener of all that comes in. Peers of the mesh connect to its own port, or to the one in the
 // catalog, under mutual TLS. What comes to a port of the application is plaintext, or the client's own TLS: it is let in
-// only where policy says so, and as nobody.
+// only where policy says so, and as nobody: what is denied to all is denied to it. Authorization is the service's, of its
+// port; another port that policy opens is open.
 func (b *builder) virtualInbound(own *catalog.Service) {
 	t := b.proxy.Transparent
 	l := &listenerv3.Listener{Name: "inbound", Address: address("0.0.0.0", t.Inbound), TrafficDirection: corev3.TrafficDirection_INBOUND, Transparent: wrapperspb.Bool(t.TProxy)}
@@ -308,7 +309,7 @@ func (b *builder) virtualInbound(own *catalog.Service) {
 		l.ContinueOnListenerFiltersTimeout = true
 		l.FilterChains = append(l.FilterChains,
 			&listenerv3.FilterChain{Name: "plaintext", FilterChainMatch: &listenerv3.FilterChainMatch{DestinationPort: number(b.proxy.Port)}, Filters: filters},
-			&listenerv3.FilterChain{Name: "tls", FilterChainMatch: &listenerv3.FilterChainMatch{DestinationPort: number(b.proxy.Port), TransportProtocol: "tls"}, Filters: b.tcp("inbound_tls", cluster)})
+			&listenerv3.FilterChain{Name: "tls", FilterChainMatch: &listenerv3.FilterChainMatch{DestinationPort: number(b.proxy.Port), TransportProtocol: "tls"}, Filters: b.inboundBytes(own, "inbound_tls", cluster)})
 	}
 	for _, p := range mode.PermittedPorts() {
 		if p != b.proxy.Port && !slices.Contains(mesh, p) {
