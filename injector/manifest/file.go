@@ -9,12 +9,14 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"go.yaml.in/yaml/v3"
+	kjson "sigs.k8s.io/json"
 )
 
 // Limits of a file.
@@ -77,6 +79,7 @@ type document struct {
 // pod is one, or the template of one, in a document.
 type pod struct {
 	place string
+	line  int        // of the document
 	node  *yaml.Node // of the object that has metadata and spec
 	meta  metav1.ObjectMeta
 	spec  corev1.PodSpec
@@ -161,6 +164,11 @@ func (f *file) document(d *document) (string, int, error) {
 	if err != nil || !changed {
 		return d.text, objects, err
 	}
+	// A tree takes a key twice, an object does not: which of the two was meant, nobody knows.
+	var whole any
+	if err := d.root.Decode(&whole); err != nil {
+		return "", objects, fmt.Errorf("%s: %w", f.name, inLine(err, d.line))
+	}
 	text, err := f.print(d, &root)
 	return text, objects, err
 }
@@ -179,6 +187,7 @@ func (f *file) print(d *document, root *yaml.Node) (string, error) {
 		writeJSON(&b, root, "")
 		return b.String() + "\n", nil
 	}
+	spellNulls(root, false)
 	e := yaml.NewEncoder(&b)
 	e.SetIndent(2)
 	if compact(root) {
@@ -200,6 +209,17 @@ func (f *file) print(d *document, root *yaml.Node) (string, error) {
 		text += originalComment + kept + "\n"
 	}
 	return text, nil
+}
+
+// spellNulls writes out the nulls of "{a, b: }", of which the encoder would make empty strings.
+func spellNulls(n *yaml.Node, flow bool) {
+	flow = flow || n.Style&yaml.FlowStyle != 0
+	if flow && n.Kind == yaml.ScalarNode && n.Value == "" && n.ShortTag() == "!!null" {
+		n.Value = "null"
+	}
+	for _, child := range n.Content {
+		spellNulls(child, flow)
+	}
 }
 
 // sameObject says whether the original means what the tree means now.
@@ -414,7 +434,7 @@ func (f *file) objects(d *document, n *yaml.Node) (changed bool, count int, err 
 	if group := groups[kind]; !ok || version != group && (group == "v1" || !strings.HasPrefix(version, group)) {
 		return false, 1, nil // nothing that runs pods
 	}
-	p := &pod{place: place, node: n}
+	p := &pod{place: place, line: d.line, node: n}
 	for _, key := range path {
 		next := find(p.node, key)
 		for next != nil && next.Kind == yaml.AliasNode {
@@ -450,11 +470,12 @@ func (f *file) pod(p *pod) (bool, error) {
 	var t corev1.PodTemplateSpec
 	var tree any
 	if err := p.node.Decode(&tree); err != nil {
-		return false, fmt.Errorf("%s: %w", p.place, err)
+		return false, fmt.Errorf("%s: %w", p.place, inLine(err, p.line))
 	}
 	text, err := json.Marshal(tree)
 	if err == nil {
-		err = json.Unmarshal(text, &t)
+		// As the API server reads it: names count by letter case.
+		err = kjson.UnmarshalCaseSensitivePreserveInts(text, &t)
 	}
 	if err != nil {
 		return false, fmt.Errorf("%s: not a pod: %w", p.place, err)
@@ -502,14 +523,38 @@ func valueOf(n *yaml.Node, key string) string {
 	return v.Value
 }
 
-// inLine corrects the line of a syntax error, which counts from the document's beginning.
+// inLine corrects the lines of an error of package yaml, which count from the document's beginning.
 func inLine(err error, from int) error {
-	var line int
-	text := err.Error()
-	if _, scan := fmt.Sscanf(text, "yaml: line %d:", &line); scan == nil {
-		_, rest, _ := strings.Cut(text, ": ")
-		_, rest, _ = strings.Cut(rest, ": ")
-		return fmt.Errorf("line %d: not YAML: %s", from+line-1, rest)
+	var mistakes *yaml.TypeError
+	if !errors.As(err, &mistakes) {
+		return fmt.Errorf("not YAML: %s", lineFrom(strings.TrimPrefix(err.Error(), "yaml: "), from))
 	}
-	return fmt.Errorf("from line %d: not YAML: %s", from, strings.TrimPrefix(text, "yaml: "))
+	var lines []string
+	for _, text := range mistakes.Errors {
+		// "mapping key … already defined at line N": of the same document.
+		if text, at, ok := cutLast(text, " at line "); ok {
+			if n, err := strconv.Atoi(at); err == nil {
+				lines = append(lines, fmt.Sprintf("%s at line %d", lineFrom(text, from), from+n-1))
+				continue
+			}
+		}
+		lines = append(lines, lineFrom(text, from))
+	}
+	return errors.New(strings.Join(lines, "; "))
+}
+
+func lineFrom(text string, from int) string {
+	var line int
+	if _, err := fmt.Sscanf(text, "line %d:", &line); err != nil {
+		return fmt.Sprintf("from line %d: %s", from, text)
+	}
+	_, rest, _ := strings.Cut(text, ": ")
+	return fmt.Sprintf("line %d: %s", from+line-1, rest)
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
 }

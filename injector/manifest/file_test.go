@@ -173,7 +173,11 @@ func TestErrors(t *testing.T) {
 		strings.Replace(pod("a: b"), "ports:", "securityContext: {runAsUser: 1337}\n    ports:", 1):    "the sidecar's own user",
 		"services:\n  a:\n    image: a\n    labels: {sallyport.io/inject: enabled}\n":                  "f.yaml:2: service a: label sallyport.io/token-file is required",
 		"services:\n  a:\n    image: a\n    labels: {sallyport.io/inject: enabled, sallyport.io/token-file: t, sallyport.io/port: x}\n": "must be 0 (it only calls) to 65535",
-		"services: [a]\n": "services: not a mapping",
+		strings.Replace(pod("a: b"), "name: app\n    image", "image", 1):                                                                "container 1 (\"p\") has no name",
+		strings.Replace(pod("a: b"), "  - name: app", "  - name: app\n  - name: app", 1):                                                "two containers are called app",
+		"services: [a]\n":                        "services: not a mapping",
+		"# two\n---\na: 1\na: 2\n" + pod("a: b"): `f.yaml:3: Pod/p: line 4: mapping key "a" already defined at line 3`,
+		strings.Replace(pod("a: b"), "  containers:", "  serviceAccountName: q\n  containers:", 1): `f.yaml:1: Pod/p: line 9: mapping key "serviceAccountName" already defined at line 8`,
 		"a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\n" +
 			"e: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\napiVersion: v1\nkind: Pod\nspec: {containers: [{args: *f}], x: [*f,*f,*f,*f,*f,*f,*f,*f]}\n": "f.yaml",
 	} {
@@ -216,8 +220,31 @@ func FuzzFile(f *testing.F) {
 		if !bytes.Equal(twice, out) {
 			t.Fatalf("a second time changes something:\n%s\nafter:\n%s", out, twice)
 		}
-		if _, err := FileBack("f.yaml", out); err != nil {
+		back, err := FileBack("f.yaml", out)
+		if err != nil {
 			t.Fatalf("not taken out: %v\n%s", err, out)
+		}
+		if bytes.Contains(in, []byte("sallyport")) || bytes.Equal(back, in) {
+			return
+		}
+		// JSON has no comment to keep the original in; what it means comes back.
+		was, err := split("f.yaml", string(in))
+		if err != nil {
+			t.Fatal(err)
+		}
+		is, err := split("f.yaml", string(back))
+		if err != nil || len(is) != len(was) {
+			t.Fatalf("taken out, this is not what it was: %v\n%q\nwas:\n%q", err, back, in)
+		}
+		for i := range was {
+			if was[i].text == is[i].text {
+				continue
+			}
+			var a, b yaml.Node
+			if yaml.Unmarshal([]byte(was[i].text), &a) != nil || a.Content[0].Style&yaml.FlowStyle == 0 ||
+				yaml.Unmarshal([]byte(is[i].text), &b) != nil || !sameObject(was[i].text, &b) {
+				t.Fatalf("taken out, this is not what it was:\n%q\nwas:\n%q", is[i].text, was[i].text)
+			}
 		}
 	})
 }

@@ -96,7 +96,7 @@ func Inject(meta *metav1.ObjectMeta, spec *corev1.PodSpec, o Options) (Result, e
 	if a.service == "" {
 		return leftAlone(true, "it has no service account of its own, and the account is its identity in the mesh: give it a serviceAccountName, the name of its service"), nil
 	}
-	if err := checkUsers(spec); err != nil {
+	if err := errors.Join(checkNames(spec), checkUsers(spec)); err != nil {
 		return Result{}, err
 	}
 	st := state{Version: stateVersion, Containers: []string{InitContainer, ProxyContainer}, Volumes: []string{tokenVolume, trustVolume}}
@@ -175,6 +175,24 @@ func taken(spec *corev1.PodSpec) string {
 		}
 	}
 	return ""
+}
+
+// checkNames refuses what the API server refuses too, later: the probes of a container are known by its name.
+func checkNames(spec *corev1.PodSpec) error {
+	seen := map[string]bool{}
+	for _, list := range [][]corev1.Container{spec.InitContainers, spec.Containers} {
+		for i := range list {
+			switch name := list[i].Name; {
+			case name == "":
+				return fmt.Errorf("container %d (%q) has no name", i+1, list[i].Image)
+			case seen[name]:
+				return fmt.Errorf("two containers are called %s", name)
+			default:
+				seen[name] = true
+			}
+		}
+	}
+	return nil
 }
 
 // checkUsers refuses applications that the rules would take for the sidecar.
