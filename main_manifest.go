@@ -47,7 +47,11 @@ func injectCommand() *cobra.Command {
 				out, notes, err := manifest.File(name, in, o)
 				if err == nil {
 					for _, n := range notes {
-						fmt.Fprintf(c.ErrOrStderr(), "%s: left alone: %s\n", n.Place, n.Text)
+						what := "left alone"
+						if n.Injected {
+							what = "warning"
+						}
+						fmt.Fprintf(c.ErrOrStderr(), "%s: %s: %s\n", n.Place, what, n.Text)
 					}
 				}
 				return out, err

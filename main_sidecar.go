@@ -206,6 +206,9 @@ func sidecarCommand() *cobra.Command {
 					return err
 				}
 				m.mesh.Transparent = &t
+				if a, err := netip.ParseAddr(m.mesh.Listen); err == nil {
+					m.mesh.Listen = netip.AddrPortFrom(a, uint16(t.Inbound)).String()
+				}
 			}
 			if r.Consul == "" {
 				return m.run(c.Context(), f.o)
@@ -224,7 +227,7 @@ func sidecarCommand() *cobra.Command {
 	m.add(fs)
 	fs.StringVar(&m.mesh.Service, "service", "", "service that this is the sidecar of")
 	fs.IntVar(&m.mesh.Port, "port", 0, "port of 127.0.0.1 on which the application listens")
-	fs.StringVar(&m.mesh.Listen, "listen", "", "IP:PORT at which the mesh reaches this sidecar (default: as in the catalog)")
+	fs.StringVar(&m.mesh.Listen, "listen", "", "IP:PORT at which the mesh reaches this sidecar; with --transparent IP will do (default: as in the catalog)")
 	fs.StringArrayVar(&m.upstreams, "upstream", nil, "SERVICE:PORT: make a service reachable on a port of 127.0.0.1; may be repeated")
 	fs.BoolVar(&transparent, "transparent", false, "take the application's traffic by redirection (sallyport redirect)")
 	fs.IntVar(&t.Outbound, "outbound-port", 15001, "of --transparent: where outbound connections are redirected to")

@@ -28,13 +28,15 @@ var known = []string{"inject", "service", "port", "inbound-mode", "include-inbou
 
 // wishes are what the annotations say, with their defaults.
 type wishes struct {
-	service   string
-	port      int32 // 0: the pod only calls
-	mode      string
-	redirect  []string // flags of "sallyport redirect apply"
-	upstreams []string
-	resources corev1.ResourceRequirements
-	logLevel  string
+	service string
+	port    int32 // 0: the pod only calls, as far as is known
+	// undeclared: no port is known, and nobody said that there is none.
+	undeclared bool
+	mode       string
+	redirect   []string // flags of "sallyport redirect apply"
+	upstreams  []string
+	resources  corev1.ResourceRequirements
+	logLevel   string
 }
 
 func readAnnotations(meta *metav1.ObjectMeta, spec *corev1.PodSpec) (*wishes, error) {
@@ -67,9 +69,7 @@ func readAnnotations(meta *metav1.ObjectMeta, spec *corev1.PodSpec) (*wishes, er
 	if err := w.readPort(get("port"), spec); err != nil {
 		return nil, fail("port", "%w", err)
 	}
-	if w.port == 0 {
-		w.mode = "off"
-	}
+	w.undeclared = w.port == 0 && get("port") == "" && w.mode != "off"
 	for _, name := range []string{"include-inbound-ports", "exclude-inbound-ports", "include-outbound-ports", "exclude-outbound-ports"} {
 		if get(name) == "" {
 			continue

@@ -31,6 +31,8 @@ type Note struct {
 	Place  string // FILE:LINE: KIND/NAME
 	Text   string
 	Warned bool // its author had asked for the sidecar
+	// Injected: it was not left alone; this is a warning about what was put in.
+	Injected bool
 }
 
 // File injects every pod of a file of manifests, or of a Docker Compose file. name is for messages.
@@ -43,7 +45,7 @@ func File(name string, in []byte, o Options) (out []byte, notes []Note, err erro
 			notes = append(notes, f)
 		}
 		for _, w := range r.Warnings {
-			notes = append(notes, p.note(w))
+			notes = append(notes, Note{Place: p.place, Text: w, Warned: true, Injected: true})
 		}
 		return r.Injected, err
 	}, compose: func(d *document) (bool, []Note, error) { return composeInject(d, o) }, keep: true}

@@ -5,7 +5,6 @@ import (
 	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
@@ -13,6 +12,9 @@ const (
 	sidecarID  = 1337  // user and group of the sidecar
 	healthPort = 15021 // of the sidecar: its own probe, and those that it makes
 	meshPort   = 15006 // where the mesh comes in
+
+	// consulSecret is in the pod's namespace, where Consul asks for an ACL token.
+	consulSecret = "sallyport-consul"
 
 	tokenDir  = "/var/run/secrets/sallyport/token"
 	trustDir  = "/var/run/secrets/sallyport/trust"
@@ -40,17 +42,16 @@ func initContainer(w *wishes, o Options) corev1.Container {
 			AllowPrivilegeEscalation: to(false),
 			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
-		Resources: corev1.ResourceRequirements{
-			Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("10m"), corev1.ResourceMemory: resource.MustParse("32Mi")},
-			Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")},
-		},
+		// The sidecar's, for a pod's quality of service and a namespace's quota look at this one too; it adds nothing, being
+		// over before the sidecar begins.
+		Resources: *w.resources.DeepCopy(),
 	}
 }
 
 // proxyContainer is the sidecar: a native one (KEP-753), which is ready before the application starts and ends after it,
 // so that jobs end.
 func proxyContainer(w *wishes, o Options, probes map[string]json.RawMessage) (corev1.Container, error) {
-	args := []string{"sidecar", "--service", w.service, "--namespace", "$(POD_NAMESPACE)", "--instance", "$(POD_NAME)", "--port", strconv.Itoa(int(w.port)),
+	args := []string{"sidecar", "--service", w.service, "--namespace", "$(POD_NAMESPACE)", "--instance", "$(POD_NAMESPACE).$(POD_NAME)", "--port", strconv.Itoa(int(w.port)),
 		"--control-plane", o.ControlPlane, "--trust-domain", o.TrustDomain, "--transparent",
 		"--service-account-token", tokenDir + "/token", "--ca-bundle", trustDir + "/bundle.pem",
 		"--admin", "127.0.0.1:15000", "--health-address", ":" + strconv.Itoa(healthPort)}
@@ -58,7 +59,7 @@ func proxyContainer(w *wishes, o Options, probes map[string]json.RawMessage) (co
 		args = append(args, "--inbound-mode", "tproxy")
 	}
 	if o.Consul != "" && w.port != 0 {
-		args = append(args, "--consul", o.Consul, "--listen", "$(POD_IP):"+strconv.Itoa(meshPort))
+		args = append(args, "--consul", o.Consul, "--listen", "$(POD_IP)") // an address of version 6 would need brackets before a port
 	}
 	for _, u := range w.upstreams {
 		args = append(args, "--upstream", u)
@@ -74,6 +75,10 @@ func proxyContainer(w *wishes, o Options, probes map[string]json.RawMessage) (co
 		return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}}
 	}
 	env := []corev1.EnvVar{field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("POD_IP", "status.podIP")}
+	if o.Consul != "" && w.port != 0 {
+		env = append(env, corev1.EnvVar{Name: "CONSUL_HTTP_TOKEN", ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
+			LocalObjectReference: corev1.LocalObjectReference{Name: consulSecret}, Key: "token", Optional: to(true)}}})
+	}
 	if len(probes) > 0 {
 		text, err := json.Marshal(probes)
 		if err != nil {

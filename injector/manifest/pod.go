@@ -65,6 +65,8 @@ type state struct {
 	Probes     map[string]json.RawMessage `json:"probes,omitempty"`
 	Containers []string                   `json:"initContainers"`
 	Volumes    []string                   `json:"volumes"`
+	// Resources are those of the whole pod, where it has any: the sidecar's were added to them.
+	Resources *corev1.ResourceRequirements `json:"resources,omitempty"`
 }
 
 const stateVersion = 1
@@ -74,8 +76,11 @@ const stateVersion = 1
 func Inject(meta *metav1.ObjectMeta, spec *corev1.PodSpec, o Options) (Result, error) {
 	asked := meta.Annotations[AnnotationInject] == enabled || meta.Labels[AnnotationInject] == enabled
 	switch {
-	case meta.Annotations[AnnotationStatus] != "":
+	case meta.Annotations[AnnotationStatus] != "" && isInjected(meta, spec):
 		return leftAlone(false, "injected already"), nil
+	case meta.Annotations[AnnotationStatus] != "":
+		// Who writes it would be left out of the mesh without a word; it stays behind, too, where containers are copied by hand.
+		return Result{}, fmt.Errorf("annotation %s: it speaks of a sidecar that is not in the pod: remove the annotation, and the pod gets one", AnnotationStatus)
 	case meta.Annotations[AnnotationInject] == disabled || meta.Labels[AnnotationInject] == disabled:
 		return leftAlone(false, "%s is %s", AnnotationInject, disabled), nil
 	case spec.HostNetwork:
@@ -96,17 +101,22 @@ func Inject(meta *metav1.ObjectMeta, spec *corev1.PodSpec, o Options) (Result, e
 	if a.service == "" {
 		return leftAlone(true, "it has no service account of its own, and the account is its identity in the mesh: give it a serviceAccountName, the name of its service"), nil
 	}
-	if err := errors.Join(checkNames(spec), checkUsers(spec)); err != nil {
+	if err := errors.Join(checkNames(spec), checkUsers(spec, a.mode)); err != nil {
 		return Result{}, err
+	}
+	var warnings []string
+	if a.undeclared {
+		warnings = append(warnings, "it declares no containerPort, so nothing comes in; if it serves, annotate it with "+prefix+"port: PORT, if it only calls, with 0")
 	}
 	st := state{Version: stateVersion, Containers: []string{InitContainer, ProxyContainer}, Volumes: []string{tokenVolume, trustVolume}}
 	var probes map[string]json.RawMessage
 	containers, inits := slices.Clone(spec.Containers), slices.Clone(spec.InitContainers)
-	if a.port != 0 {
+	if a.mode != "off" {
 		if st.Probes, probes, err = moveProbes(containers, inits); err != nil {
 			return Result{}, err
 		}
 	}
+	st.Resources = spec.Resources
 	text, err := json.Marshal(st)
 	if err != nil {
 		return Result{}, err
@@ -118,13 +128,52 @@ func Inject(meta *metav1.ObjectMeta, spec *corev1.PodSpec, o Options) (Result, e
 	spec.Containers = containers
 	spec.InitContainers = append([]corev1.Container{initContainer(a, o), proxy}, inits...)
 	spec.Volumes = append(slices.Clone(spec.Volumes), tokens(o), trust())
+	spec.Resources = withSidecar(spec.Resources, proxy.Resources)
 	meta.Annotations = maps.Clone(meta.Annotations)
 	if meta.Annotations == nil {
 		meta.Annotations = map[string]string{}
 	}
 	meta.Annotations[AnnotationStatus] = string(text)
 	meta.Annotations[annotationBundle] = o.TrustBundle
-	return Result{Injected: true}, nil
+	return Result{Injected: true, Warnings: warnings}, nil
+}
+
+// isInjected says that what the annotation Status speaks of is there.
+func isInjected(meta *metav1.ObjectMeta, spec *corev1.PodSpec) bool {
+	var st state
+	if json.Unmarshal([]byte(meta.Annotations[AnnotationStatus]), &st) != nil {
+		return false
+	}
+	has := map[string]bool{}
+	for i := range spec.InitContainers {
+		c := &spec.InitContainers[i]
+		has[c.Name] = c.Name != ProxyContainer || c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+	}
+	for i := range spec.Volumes {
+		has[spec.Volumes[i].Name] = true
+	}
+	return has[InitContainer] && has[ProxyContainer] && has[tokenVolume] && has[trustVolume]
+}
+
+// withSidecar adds the sidecar's resources to those of the whole pod, which must cover the sum of its containers' (KEP-2837).
+func withSidecar(pod *corev1.ResourceRequirements, sidecar corev1.ResourceRequirements) *corev1.ResourceRequirements {
+	if pod == nil {
+		return nil
+	}
+	out := pod.DeepCopy()
+	for name, q := range out.Requests {
+		q.Add(sidecar.Requests[name])
+		out.Requests[name] = q
+	}
+	for name, q := range out.Limits {
+		more, limited := sidecar.Limits[name]
+		if !limited {
+			more = sidecar.Requests[name]
+		}
+		q.Add(more)
+		out.Limits[name] = q
+	}
+	return out
 }
 
 // Uninject takes out what Inject has put in. false: it is not injected.
@@ -143,6 +192,9 @@ func Uninject(meta *metav1.ObjectMeta, spec *corev1.PodSpec) (bool, error) {
 		return false, err
 	}
 	spec.Containers, spec.InitContainers = containers, orNil(inits)
+	if st.Resources != nil {
+		spec.Resources = st.Resources
+	}
 	spec.Volumes = orNil(slices.DeleteFunc(slices.Clone(spec.Volumes), func(v corev1.Volume) bool { return slices.Contains(st.Volumes, v.Name) }))
 	meta.Annotations = maps.Clone(meta.Annotations)
 	delete(meta.Annotations, AnnotationStatus)
@@ -195,15 +247,30 @@ func checkNames(spec *corev1.PodSpec) error {
 	return nil
 }
 
-// checkUsers refuses applications that the rules would take for the sidecar.
-func checkUsers(spec *corev1.PodSpec) error {
-	is := func(uid *int64) bool { return uid != nil && *uid == sidecarID }
-	if spec.SecurityContext != nil && is(spec.SecurityContext.RunAsUser) {
-		return fmt.Errorf("securityContext.runAsUser %d is the sidecar's own user, whose traffic is not redirected: take another", sidecarID)
+// checkUsers refuses applications that the rules would take for the sidecar, which is known by its user, or by its group
+// where it is root (see proxyContainer).
+func checkUsers(spec *corev1.PodSpec, mode string) error {
+	check := func(place string, user, group *int64) error {
+		if user != nil && *user == sidecarID {
+			return fmt.Errorf("%ssecurityContext.runAsUser %d is the sidecar's own user, whose traffic is not redirected: take another", place, sidecarID)
+		}
+		if group != nil && *group == sidecarID && mode == "tproxy" {
+			return fmt.Errorf("%ssecurityContext.runAsGroup %d is the sidecar's own group, whose traffic is not redirected: take another", place, sidecarID)
+		}
+		return nil
 	}
-	for i := range spec.Containers {
-		if s := spec.Containers[i].SecurityContext; s != nil && is(s.RunAsUser) {
-			return fmt.Errorf("container %s: securityContext.runAsUser %d is the sidecar's own user, whose traffic is not redirected: take another", spec.Containers[i].Name, sidecarID)
+	if s := spec.SecurityContext; s != nil {
+		if err := check("", s.RunAsUser, s.RunAsGroup); err != nil {
+			return err
+		}
+	}
+	for _, list := range [][]corev1.Container{spec.InitContainers, spec.Containers} {
+		for i := range list {
+			if s := list[i].SecurityContext; s != nil {
+				if err := check("container "+list[i].Name+": ", s.RunAsUser, s.RunAsGroup); err != nil {
+					return err
+				}
+			}
 		}
 	}
 	return nil

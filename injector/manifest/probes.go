@@ -15,8 +15,8 @@ const (
 	probesPath     = "/app-health/"
 )
 
-// escapeEnv keeps Kubernetes from expanding $(NAME) in a value.
-func escapeEnv(s string) string { return strings.ReplaceAll(s, "$(", "$$(") }
+// escapeEnv keeps Kubernetes from expanding $(NAME) in a value, and from making one dollar of two.
+func escapeEnv(s string) string { return strings.ReplaceAll(s, "$", "$$") }
 
 // handler is a place in a container where the kubelet is told to ask the application something.
 type handler struct {
