@@ -269,7 +269,7 @@ func registered(ctx context.Context, r *register.Options, m *meshFlags, o sideca
 	if err != nil {
 		return errors.New("--consul needs --listen IP:PORT: the address of the sidecar that is registered")
 	}
-	r.Service, r.ID, r.Port, r.Log = m.mesh.Service, m.mesh.Instance, m.mesh.Port, o.Log
+	r.Service, r.Namespace, r.ID, r.Port, r.Log = m.mesh.Service, m.mesh.Namespace, m.mesh.Instance, m.mesh.Port, o.Log
 	r.Address, r.SidecarPort, r.Token = listen.Addr().String(), int(listen.Port()), os.Getenv("CONSUL_HTTP_TOKEN")
 	// The registration ends first, and the sidecar drains after that: no
 	// request is sent to a sidecar that is about to go.

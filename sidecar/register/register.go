@@ -10,7 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"net/http"
 	"strconv"
 	"time"
 
@@ -22,7 +24,9 @@ type Options struct {
 	Consul  string // URL of the agent
 	Token   string // ACL token, "" for none
 	Service string
-	ID      string // of the instance; default: service and port
+	// Namespace is kept as meta data, for Consul has none outside its Enterprise edition; "" is the default one.
+	Namespace string
+	ID        string // of the instance; default: service and port
 	// Address and Port of the application, SidecarPort of its sidecar's mTLS listener.
 	Address           string
 	Port, SidecarPort int
@@ -32,8 +36,14 @@ type Options struct {
 	CheckURL string
 	Tags     []string
 	Meta     map[string]string
-	Log      *slog.Logger
+	// Look is how often the registrations are looked for, and made again where they are gone; default 10 s.
+	Look time.Duration
+	Log  *slog.Logger
 }
+
+// MetaNamespace is the meta data in which an instance says its namespace, for package xds/catalog. The two do not import
+// each other; integration tests hold them together.
+const MetaNamespace = "sallyport-namespace"
 
 // Bounds of the wait between tries, and the life of a registration whose
 // instance went away without a word.
@@ -42,11 +52,13 @@ const (
 	lastRetry  = 10 * time.Second
 	checkEvery = "1s"
 	goneAfter  = "1m" // Consul's least
+	lookEvery  = 10 * time.Second
 )
 
-// Run registers, again and again until Consul takes it, and deregisters when
-// ctx ends. It returns an error only where Consul could never be asked, or the
-// deregistration failed.
+// Run registers, again and again until Consul takes it, registers anew when
+// the agent has lost that (it was replaced, or had given the instance up while
+// it was ill), and deregisters when ctx ends. It returns an error only where
+// Consul could never be asked, or the deregistration failed.
 func Run(ctx context.Context, o Options) error {
 	cfg := api.DefaultConfig()
 	cfg.Address, cfg.Token = o.Consul, o.Token
@@ -60,30 +72,83 @@ func Run(ctx context.Context, o Options) error {
 	if o.Address == "" {
 		o.Address = "127.0.0.1"
 	}
-	wait := firstRetry
-	for {
-		err := o.register(ctx, client)
-		if err == nil {
-			break
+	if o.Look == 0 {
+		o.Look = lookEvery
+	}
+	if o.Namespace != "" {
+		o.Meta = maps.Clone(o.Meta)
+		if o.Meta == nil {
+			o.Meta = map[string]string{}
 		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		o.Log.Warn("registration in Consul failed; trying again", "service", o.Service, "error", err, "again_in", wait)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(wait):
-		}
-		wait = min(2*wait, lastRetry)
+		o.Meta[MetaNamespace] = o.Namespace
+	}
+	if !o.insist(ctx, client) {
+		return nil
 	}
 	o.Log.Info("registered in Consul", "service", o.Service, "id", o.ID)
-	<-ctx.Done()
+	o.keep(ctx, client)
 	// The context is over; the last words get a time of their own.
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 	defer cancel()
 	q := (&api.QueryOptions{}).WithContext(end)
 	return errors.Join(client.Agent().ServiceDeregisterOpts(o.ID+proxySuffix, q), client.Agent().ServiceDeregisterOpts(o.ID, q))
+}
+
+// insist registers until Consul takes it; false: ctx ended before.
+func (o *Options) insist(ctx context.Context, client *api.Client) bool {
+	wait := firstRetry
+	for {
+		err := o.register(ctx, client)
+		if err == nil {
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		o.Log.Warn("registration in Consul failed; trying again", "service", o.Service, "error", err, "again_in", wait)
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, lastRetry)
+	}
+}
+
+// keep looks for the registrations until ctx ends.
+func (o *Options) keep(ctx context.Context, client *api.Client) {
+	tick := time.NewTicker(o.Look)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if !o.lost(ctx, client) {
+			continue
+		}
+		o.Log.Warn("the agent has lost the registration; registering again", "service", o.Service, "id", o.ID)
+		if !o.insist(ctx, client) {
+			return
+		}
+	}
+}
+
+// lost says that the agent answers, and knows one of the two no more.
+func (o *Options) lost(ctx context.Context, client *api.Client) bool {
+	ids := []string{o.ID}
+	if o.SidecarPort != 0 {
+		ids = append(ids, o.ID+proxySuffix)
+	}
+	for _, id := range ids {
+		_, _, err := client.Agent().Service(id, (&api.QueryOptions{}).WithContext(ctx))
+		var status api.StatusError
+		if errors.As(err, &status) && status.Code == http.StatusNotFound {
+			return true
+		}
+	}
+	return false
 }
 
 // proxySuffix is how Consul itself names the registration of a sidecar.

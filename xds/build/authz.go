@@ -2,6 +2,7 @@ package build
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -49,6 +50,7 @@ type rules struct {
 	td          string
 	isHTTP      bool
 	requests    bool
+	near        []string // namespaces of callers that are near to the destination
 	deny, allow map[string]*rbacv3.Policy
 }
 
@@ -56,28 +58,91 @@ func covers(pattern, n catalog.Name) bool {
 	return (pattern.Namespace == catalog.Wildcard || pattern.Namespace == n.Namespace) && (pattern.Name == catalog.Wildcard || pattern.Name == n.Name)
 }
 
+// callers are those whom a name in an intention means. Consul's intentions know no namespaces, so that a source may be a
+// name of any of them (catalog.Wildcard before a name). Then a denial is for all who are called so, and an allowance only for
+// those of the destination's own namespace and of the default one: else whoever may name a service account in a namespace
+// of his own would be let in.
+type callers struct {
+	catalog.Name
+	everywhere bool // of such a name: in all namespaces
+}
+
+func (c callers) anyNamespace() bool {
+	return c.Namespace == catalog.Wildcard && c.Name.Name != catalog.Wildcard
+}
+
+func (c callers) covers(other callers) bool {
+	return covers(c.Name, other.Name) && (c.everywhere || !c.anyNamespace() || !other.everywhere)
+}
+
 // intentions gives each source to the one intention that decides for it: the first that covers it, in order of precedence.
 // Patterns of sources are within one another or apart, so that what is left of a pattern is it without the narrower ones
-// before it.
+// before it. Who is not near enough for an allowance is not decided by it; one about requests keeps what comes after it
+// from allowing him, but not from denying.
 func (a *rules) intentions(all []catalog.Intention, d catalog.Name) {
-	var before []catalog.Name
+	a.near = []string{d.Namespace, catalog.DefaultNamespace}
+	var mayBefore, mayNotBefore []callers
 	for i, in := range all {
-		if !covers(in.Destination, d) || slices.ContainsFunc(before, func(p catalog.Name) bool { return covers(p, in.Source) }) {
+		if !covers(in.Destination, d) {
 			continue
 		}
-		may, mayNot := a.principal(in.Source), a.denied(in.Source)
-		var except []*rbacv3.Principal
-		for _, p := range before {
-			if covers(in.Source, p) {
-				except = append(except, a.principal(p))
-			}
-		}
-		before = append(before, in.Source)
-		if len(except) > 0 {
-			may, mayNot = allOf(may, notPrincipal(oneOf(except))), allOf(mayNot, notPrincipal(oneOf(except)))
+		near, all := callers{in.Source, false}, callers{in.Source, true}
+		may, mayNot := a.left(near, mayBefore), a.left(all, mayNotBefore)
+		switch {
+		case len(in.Permissions) > 0:
+			mayBefore, mayNotBefore = append(mayBefore, all), append(mayNotBefore, near)
+		case in.Action == catalog.Allow:
+			mayBefore, mayNotBefore = append(mayBefore, near), append(mayNotBefore, near)
+		default:
+			mayBefore, mayNotBefore = append(mayBefore, all), append(mayNotBefore, all)
 		}
 		a.intention(fmt.Sprintf("intention/%03d/%s", i, in.Source), in, may, mayNot)
 	}
+}
+
+// left are the callers without those before; nil: nobody is left.
+func (a *rules) left(c callers, before []callers) *rbacv3.Principal {
+	if slices.ContainsFunc(before, func(p callers) bool { return p.covers(c) }) {
+		return nil
+	}
+	who := a.those(c)
+	if c.everywhere {
+		who = a.denied(c)
+	}
+	var except []*rbacv3.Principal
+	for _, p := range before {
+		if c.covers(p) {
+			except = append(except, a.those(p))
+		}
+	}
+	if len(except) > 0 {
+		return allOf(who, notPrincipal(oneOf(except)))
+	}
+	return who
+}
+
+// those is who calls, by the SPIFFE ID of its certificate.
+func (a *rules) those(c callers) *rbacv3.Principal {
+	switch {
+	case !c.anyNamespace():
+		return a.principal(c.Name)
+	case c.everywhere:
+		return authenticated(endsWith("/svc/" + c.Name.Name))
+	}
+	var ids []*rbacv3.Principal
+	for _, ns := range slices.Compact(slices.Clone(a.near)) {
+		ids = append(ids, a.principal(catalog.Name{Namespace: ns, Name: c.Name.Name}))
+	}
+	return oneOf(ids)
+}
+
+// denied is whom a denial is for. That of every service is for callers without a certificate too, who get as far as this
+// where plaintext is permitted.
+func (a *rules) denied(c callers) *rbacv3.Principal {
+	if c.Namespace == catalog.Wildcard && c.Name.Name == catalog.Wildcard {
+		return anyPrincipal()
+	}
+	return a.those(c)
 }
 
 // intention adds one: may are those whom it allows something, mayNot those whom it denies something.
@@ -109,6 +174,9 @@ func (a *rules) intention(name string, in catalog.Intention, may, mayNot *rbacv3
 }
 
 func (a *rules) add(to map[string]*rbacv3.Policy, name string, what *rbacv3.Permission, who *rbacv3.Principal) {
+	if who == nil {
+		return
+	}
 	to[name] = &rbacv3.Policy{Permissions: []*rbacv3.Permission{what}, Principals: []*rbacv3.Principal{who}}
 }
 
@@ -153,21 +221,14 @@ func (a *rules) policy(o *policy.Object[policy.Authorization]) {
 func (a *rules) principal(n catalog.Name) *rbacv3.Principal {
 	prefix := "spiffe://" + a.td + "/"
 	switch {
-	case n.Namespace == catalog.Wildcard:
+	case n.Namespace == catalog.Wildcard && n.Name == catalog.Wildcard:
 		return authenticated(beginsWith(prefix))
+	case n.Namespace == catalog.Wildcard:
+		return authenticated(matches(regexp.QuoteMeta(prefix) + "ns/[^/]+/svc/" + regexp.QuoteMeta(n.Name)))
 	case n.Name == catalog.Wildcard:
 		return authenticated(beginsWith(prefix + "ns/" + n.Namespace + "/svc/"))
 	}
 	return authenticated(exactly(prefix + "ns/" + n.Namespace + "/svc/" + n.Name))
-}
-
-// denied is whom a denial of a source is for. That of every service is for callers without a certificate too, who get as
-// far as this where plaintext is permitted.
-func (a *rules) denied(n catalog.Name) *rbacv3.Principal {
-	if n.Namespace == catalog.Wildcard {
-		return anyPrincipal()
-	}
-	return a.principal(n)
 }
 
 func (a *rules) caller(f policy.Caller, namespace string) *rbacv3.Principal {

@@ -35,6 +35,8 @@ func text(m *matcherv3.StringMatcher, s string) bool {
 		return s == p.Exact
 	case *matcherv3.StringMatcher_Prefix:
 		return strings.HasPrefix(s, p.Prefix)
+	case *matcherv3.StringMatcher_Suffix:
+		return strings.HasSuffix(s, p.Suffix)
 	case *matcherv3.StringMatcher_SafeRegex:
 		return regexp.MustCompile("^(?:" + p.SafeRegex.GetRegex() + ")$").MatchString(s)
 	}
@@ -76,22 +78,42 @@ func (c call) is(p *rbacv3.Principal) bool {
 }
 
 // naive is what Consul's documents say: the intention with the highest precedence decides, in it the first permission that
-// matches, and the default where none does.
-func naive(list []catalog.Intention, source, path string, isHTTP, defaultAllow bool) bool {
+// matches, and the default where none does. far is of a caller of another namespace than the destination's or the default
+// one, where Consul knows no namespaces: an allowance for its name is not for it, and one about requests only takes away.
+func naive(list []catalog.Intention, source, path string, isHTTP, defaultAllow, far bool) bool {
+	nothingMore := false
 	for _, in := range list {
 		if in.Source.Name != "*" && in.Source.Name != source || in.Destination.Name != "*" && in.Destination.Name != "orders" {
 			continue
 		}
+		far := far && in.Source.Name != "*"
 		if len(in.Permissions) == 0 {
-			return in.Action == catalog.Allow
+			switch {
+			case in.Action == catalog.Deny:
+				return false
+			case far:
+				continue
+			}
+			return !nothingMore || defaultAllow
 		}
 		if !isHTTP {
 			return false
 		}
+		action := catalog.Action("")
 		for _, p := range in.Permissions {
 			if p.Path.Kind == catalog.Any || p.Path.Kind == catalog.Exact && p.Path.Value == path || p.Path.Kind == catalog.Prefix && strings.HasPrefix(path, p.Path.Value) {
-				return p.Action == catalog.Allow
+				action = p.Action
+				break
 			}
+		}
+		switch {
+		case action == catalog.Deny:
+			return false
+		case far:
+			nothingMore = true
+			continue
+		case action == catalog.Allow && !nothingMore:
+			return true
 		}
 		return defaultAllow
 	}
@@ -115,13 +137,29 @@ func TestIntentionsMeanWhatConsulSays(t *testing.T) {
 		{Permissions: []catalog.Permission{permission(catalog.Allow, "/read/")}},
 	}
 	patterns := []struct{ source, destination string }{{"web", "orders"}, {"*", "orders"}, {"web", "*"}, {"*", "*"}} // by precedence
+	checked := 0
+	// Of a catalog that knows namespaces, and of one that does not: then a name is of any.
+	for _, namespace := range []string{"shop", "*"} {
+		checked += intentionsMean(t, does, patterns, namespace)
+	}
+	t.Log(checked, "calls")
+}
+
+func intentionsMean(t *testing.T, does []*catalog.Intention, patterns []struct{ source, destination string }, namespace string) (checked int) {
 	name := func(s string) catalog.Name {
 		if s == "*" {
 			return catalog.Name{Namespace: "*", Name: "*"}
 		}
-		return catalog.Name{Namespace: "default", Name: s}
+		return catalog.Name{Namespace: namespace, Name: s}
 	}
-	checked := 0
+	type caller struct {
+		namespace, name string
+		far             bool
+	}
+	callers := []caller{{"shop", "web", false}, {"shop", "other", false}, {}}
+	if namespace == "*" {
+		callers = append(callers, caller{"default", "web", false}, caller{"strange", "web", true}, caller{"strange", "other", true})
+	}
 	for n := range len(does) * len(does) * len(does) * len(does) {
 		var list []catalog.Intention
 		rest := n
@@ -137,16 +175,16 @@ func TestIntentionsMeanWhatConsulSays(t *testing.T) {
 			for _, allow := range []bool{true, false} {
 				b := &builder{td: spiffeid.RequireTrustDomainFromString("example.org"), defaultDeny: !allow,
 					Input: Input{Catalog: &catalog.Snapshot{Intentions: list}, Policy: policy.Empty()}}
-				a := b.authorization(name("orders"), isHTTP)
-				for _, source := range []string{"web", "other", ""} {
+				a := b.authorization(catalog.Name{Namespace: "shop", Name: "orders"}, isHTTP)
+				for _, from := range callers {
 					for _, path := range []string{"/", "/admin/x", "/admin/health", "/read/x"} {
-						c := call{"spiffe://example.org/ns/default/svc/" + source, path, "GET"}
-						want := naive(list, source, path, isHTTP, allow)
-						if source == "" { // comes in plaintext, as nobody: what is denied to all is denied, what is allowed to services is not theirs
+						c := call{"spiffe://example.org/ns/" + from.namespace + "/svc/" + from.name, path, "GET"}
+						want := naive(list, from.name, path, isHTTP, allow, from.far)
+						if from.name == "" { // comes in plaintext, as nobody: what is denied to all is denied, what is allowed to services is not theirs
 							c.id, want = "", want && allow
 						}
 						if got := admitted(a, c); got != want {
-							t.Fatalf("%+v calls %s, http %t, default allow %t: %t, want %t\n%v\n%v", source, path, isHTTP, allow, got, want, list, a)
+							t.Fatalf("%+v calls %s, http %t, default allow %t: %t, want %t\n%v\n%v", from, path, isHTTP, allow, got, want, list, a)
 						}
 						checked++
 					}
@@ -154,7 +192,7 @@ func TestIntentionsMeanWhatConsulSays(t *testing.T) {
 			}
 		}
 	}
-	t.Log(checked, "calls")
+	return checked
 }
 
 func TestAuthorizationPolicies(t *testing.T) {

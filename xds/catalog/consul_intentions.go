@@ -2,7 +2,6 @@ package catalog
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"regexp"
 	"slices"
@@ -130,12 +129,13 @@ func (c *Consul) intention(e *intentionEntry, raw json.RawMessage) (Intention, b
 	return in, true
 }
 
-// nameOf is a name in an intention; a wildcard is meant for every namespace, as there is one only outside Consul Enterprise.
+// nameOf is a name in an intention. Outside Consul Enterprise there are no namespaces, so that it is meant for every one;
+// package build says what that means for callers.
 func nameOf(namespace, name string) Name {
-	if name == Wildcard && (namespace == "" || namespace == DefaultNamespace) {
-		return Name{Wildcard, Wildcard}
+	if namespace == "" || namespace == DefaultNamespace {
+		return Name{Wildcard, name}
 	}
-	return Name{cmp.Or(namespace, DefaultNamespace), name}
+	return Name{namespace, name}
 }
 
 // permissionOf translates a permission, and says why it denies more than it says.

@@ -7,7 +7,7 @@ import (
 )
 
 func TestIntentionsThatAreNotUnderstoodDeny(t *testing.T) {
-	web, orders := Name{"default", "web"}, Name{"default", "orders"}
+	web, orders := Name{"*", "web"}, Name{"*", "orders"}
 	deny := []Intention{{Source: web, Destination: orders, Action: Deny, Precedence: 9}}
 	with := func(p ...Permission) []Intention {
 		return []Intention{{Source: web, Destination: orders, Permissions: p, Precedence: 9}}
@@ -62,7 +62,7 @@ func TestIntentionsOfConsulArePublished(t *testing.T) {
 	})
 	_, ch := f.source(t)
 	s := receive(t, ch)
-	want := []Intention{{Source: Name{"*", "*"}, Destination: Name{"default", "orders"}, Action: Deny, Precedence: 8}}
+	want := []Intention{{Source: Name{"*", "*"}, Destination: Name{"*", "orders"}, Action: Deny, Precedence: 8}}
 	if !reflect.DeepEqual(s.Intentions, want) {
 		t.Errorf("%+v, want %+v", s.Intentions, want)
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/hashicorp/consul/api"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // consulService is what is known of one name in Consul's list of services. Guarded by the lock of Consul.
@@ -105,21 +106,56 @@ func (c *Consul) snapshot() *Snapshot {
 		if !v.typical && len(v.instances) > 0 {
 			continue // these are proxies and gateways themselves
 		}
-		out := &Service{Name: Name{DefaultNamespace, name}, Instances: c.instances(name, v)}
-		out.Protocol = cmp.Or(c.protocol[name], protocolIn(v.instances), c.fallback, HTTP)
-		s.Services[out.Name] = out
+		c.byNamespace(s, name, v)
 	}
 	s.sort()
 	return s
 }
 
+// metaNamespace is the meta data in which an instance says its namespace, of which Consul has none outside its Enterprise
+// edition: sidecars register so (package sidecar/register). Instances of one name in two namespaces are two services: each
+// has an identity of its own.
+const metaNamespace = "sallyport-namespace"
+
+// byNamespace adds the services of a name.
+func (c *Consul) byNamespace(s *Snapshot, name string, v *consulService) {
+	if !c.segment(name, "service", name) {
+		return
+	}
+	instances := map[string][]Instance{}
+	for _, i := range c.instances(name, v) {
+		namespace := cmp.Or(i.Meta[metaNamespace], DefaultNamespace)
+		if c.segment(namespace, "service", name, "instance", i.ID) {
+			instances[namespace] = append(instances[namespace], i)
+		}
+	}
+	if len(v.instances) == 0 {
+		instances[DefaultNamespace] = nil // it is known, and has none at the moment
+	}
+	for namespace, list := range instances {
+		out := &Service{Name: Name{namespace, name}, Instances: list}
+		out.Protocol = cmp.Or(c.protocol[name], protocolIn(list), c.fallback, HTTP)
+		s.Services[out.Name] = out
+	}
+}
+
+// segment says whether a name can be a part of a SPIFFE ID, which is what a service is known by.
+func (c *Consul) segment(name string, about ...any) bool {
+	err := spiffeid.ValidatePathSegment(name)
+	if err != nil {
+		c.complain("left out: its name or namespace cannot be part of a SPIFFE ID", append(about, "name", name, "reason", err)...)
+	}
+	return err == nil
+}
+
 // protocolIn is what the instances say of themselves, in their meta data "protocol"; the first that says it counts.
-func protocolIn(instances []*api.ServiceEntry) Protocol {
+func protocolIn(instances []Instance) Protocol {
 	var first string
 	var protocol Protocol
-	for _, e := range instances {
-		if p := protocolOf(e.Service.Meta["protocol"]); p != "" && isTypical(e) && (first == "" || idOf(e) < first) {
-			first, protocol = idOf(e), p
+	for i := range instances {
+		in := &instances[i]
+		if p := protocolOf(in.Meta["protocol"]); p != "" && (first == "" || in.ID < first) {
+			first, protocol = in.ID, p
 		}
 	}
 	return protocol

@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"reflect"
 	"testing"
 
 	"github.com/hashicorp/consul/api"
@@ -37,5 +38,36 @@ func TestASidecarIsPairedWithTheInstanceBeforeWhichItStands(t *testing.T) {
 				t.Errorf("complaints: %v", c.told)
 			}
 		})
+	}
+}
+
+func TestInstancesOfTwoNamespacesAreTwoServices(t *testing.T) {
+	entry := func(id, namespace string) *api.ServiceEntry {
+		e := &api.ServiceEntry{Node: &api.Node{Node: "n", Address: "127.0.0.1"}, Service: &api.AgentService{ID: id, Service: "orders", Port: 80}}
+		if namespace != "" {
+			e.Service.Meta = map[string]string{metaNamespace: namespace}
+		}
+		return e
+	}
+	of := func(list ...*api.ServiceEntry) *consulService {
+		return &consulService{instances: list, read: [2]bool{true, true}, typical: true}
+	}
+	c := &Consul{log: quiet, told: map[string]bool{}, services: map[string]*consulService{
+		"orders":         of(entry("a", ""), entry("b", "shop"), entry("c", "shop"), entry("d", "not a name")),
+		"gone":           of(),
+		"billing report": of(entry("e", "")),
+	}}
+	got := map[string]int{}
+	for n, s := range c.snapshot().Services {
+		if n != s.Name {
+			t.Errorf("%s is called %s", n, s.Name)
+		}
+		got[n.String()] = len(s.Instances)
+	}
+	if want := map[string]int{"default/orders": 1, "shop/orders": 2, "default/gone": 0}; !reflect.DeepEqual(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if len(c.told) != 2 {
+		t.Errorf("complaints: %v", c.told)
 	}
 }
