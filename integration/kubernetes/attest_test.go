@@ -76,7 +76,7 @@ func TestServiceAccountsAttestSidecars(t *testing.T) {
 }
 
 // sidecar is the command of the pod's sidecar container, with the files that kubelet would mount and with addresses of
-// this machine; traffic is not redirected here, and there is no Consul.
+// this machine; traffic is not redirected here.
 func (m *mesh) sidecar(t *testing.T, pod *corev1.Pod, token string) harness.Command {
 	t.Helper()
 	i := slices.IndexFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == "sallyport-proxy" })
@@ -91,15 +91,19 @@ func (m *mesh) sidecar(t *testing.T, pod *corev1.Pod, token string) harness.Comm
 		"--ca-bundle":             write(t, filepath.Join(dir, "bundle.pem"), pod.Annotations["sallyport.io/trust-bundle"]),
 		"--admin":                 "127.0.0.1:0",
 		"--health-address":        harness.FreeAddr(t),
+		"--listen":                harness.FreeAddr(t), // the pod's address, which is the test's own here
 	}
-	dropped := []string{"--consul", "--listen"}
+	var dropped []string
+	if m.consul == nil {
+		dropped = []string{"--consul", "--listen"}
+	}
 	names := strings.NewReplacer("$(POD_NAMESPACE)", pod.Namespace, "$(POD_NAME)", pod.Name)
 	for list := pod.Spec.InitContainers[i].Args; len(list) > 0; list = list[1:] {
 		switch value, ok := replaced[list[0]]; {
+		case slices.Contains(dropped, list[0]):
+			list = list[1:]
 		case ok:
 			args = append(args, list[0], value)
-			list = list[1:]
-		case slices.Contains(dropped, list[0]):
 			list = list[1:]
 		case list[0] != "--transparent":
 			args = append(args, names.Replace(list[0]))

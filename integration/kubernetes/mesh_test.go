@@ -42,6 +42,7 @@ type mesh struct {
 	port    int                          // of the injector's service
 	printed []*unstructured.Unstructured // by sallyport install
 	control *harness.ControlPlane
+	consul  *harness.ConsulAgent // nil: there is none
 }
 
 // install applies what sallyport install prints, as kubectl apply --server-side does, with one change: port 443 is
@@ -149,7 +150,12 @@ func (m *mesh) runControlPlane(t *testing.T) *harness.ControlPlane {
 		return slices.Contains([]string{"--listen", "--status-listen", "--policies", "--state", "--consul"}, name)
 	})
 	args = append(args, m.credentials(t, control)...)
-	m.control = harness.NewControlPlane(t).Args(args...).Args("--status-listen", harness.FreeAddr(t)).Catalog("services: []\n").Run()
+	m.control = harness.NewControlPlane(t).Args(args...).Args("--status-listen", harness.FreeAddr(t))
+	if m.consul != nil {
+		m.control.Consul(m.consul).Run()
+	} else {
+		m.control.Catalog("services: []\n").Run()
+	}
 	harness.Eventually(t, 20*time.Second, "trust bundle", func() error {
 		if fetch[corev1.ConfigMap](t, m.cluster, "ConfigMap", system, trustBundle).Data["bundle.pem"] == "" {
 			return errors.New("not published")
