@@ -20,22 +20,27 @@ const (
 	dnsPending = 1024
 )
 
+// nobody is a name that nobody asks for (RFC 6761 §6.4).
+const nobody = "sallyport.invalid"
+
+func virtualDomain(name string, addresses ...string) *dnsv3.DnsTable_DnsVirtualDomain {
+	return &dnsv3.DnsTable_DnsVirtualDomain{Name: name, AnswerTtl: durationpb.New(dnsTTL),
+		Endpoint: &dnsv3.DnsTable_DnsEndpoint{EndpointConfig: &dnsv3.DnsTable_DnsEndpoint_AddressList{AddressList: &dnsv3.DnsTable_AddressList{Address: addresses}}}}
+}
+
 // dns makes the resolver of a transparent sidecar: names of services are answered with their virtual addresses, the rest is
 // passed on to the resolvers of the host.
-func (b *builder) dns(names []catalog.Name, addresses map[catalog.Name]virtual) {
-	table := &dnsv3.DnsTable{}
+func (b *builder) dns(names []catalog.Name, domains map[catalog.Name][]string, addresses map[catalog.Name]virtual) {
+	// Envoy refuses an empty table, and a mesh may have no service yet.
+	table := &dnsv3.DnsTable{VirtualDomains: []*dnsv3.DnsTable_DnsVirtualDomain{virtualDomain(nobody, "0.0.0.0")}}
 	for _, n := range names {
 		list := []string{addresses[n].v4.String()}
 		if b.proxy.Transparent.IPv6 {
 			list = append(list, addresses[n].v6.String())
 		}
-		for _, d := range b.domains(n) {
-			table.VirtualDomains = append(table.VirtualDomains, &dnsv3.DnsTable_DnsVirtualDomain{Name: d, AnswerTtl: durationpb.New(dnsTTL),
-				Endpoint: &dnsv3.DnsTable_DnsEndpoint{EndpointConfig: &dnsv3.DnsTable_DnsEndpoint_AddressList{AddressList: &dnsv3.DnsTable_AddressList{Address: list}}}})
+		for _, d := range domains[n] {
+			table.VirtualDomains = append(table.VirtualDomains, virtualDomain(d, list...))
 		}
-	}
-	if len(table.VirtualDomains) == 0 {
-		return // Envoy refuses an empty table
 	}
 	slices.SortFunc(table.VirtualDomains, func(x, y *dnsv3.DnsTable_DnsVirtualDomain) int {
 		switch {

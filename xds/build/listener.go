@@ -110,6 +110,9 @@ func (b *builder) inboundFilters(own *catalog.Service, cluster string) []*listen
 	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
 	m.ServerHeaderTransformation = hcmv3.HttpConnectionManager_PASS_THROUGH
 	m.Http2ProtocolOptions.MaxConcurrentStreams = number(meshStreams)
+	if b.proxy.Transparent != nil {
+		m.StreamIdleTimeout = durationpb.New(0) // as on the caller's side: see transparentManager
+	}
 	if auth.requests {
 		// Paths decide who may do what: only such that cannot be read in two ways.
 		m.MergeSlashes = true

@@ -41,15 +41,18 @@ func (b *builder) inboundRoutes(own *catalog.Service, cluster string, jwt *polic
 // outboundRoutes leads the application's requests to a service. HTTPRoutes with the service as parent (GAMMA) take the place
 // of the plain route to it: what none of them matches is answered 404.
 func (b *builder) outboundRoutes(name string, service catalog.Name, key policy.Key, routes []*policy.HTTPRoute) {
-	var entries []entry
+	b.out.Routes = append(b.out.Routes, &routev3.RouteConfiguration{Name: name,
+		VirtualHosts: []*routev3.VirtualHost{b.virtualHost(service.String(), []string{"*"}, b.serviceEntries(service, key, routes))}})
+}
+
+func (b *builder) serviceEntries(service catalog.Name, key policy.Key, routes []*policy.HTTPRoute) (entries []entry) {
+	if len(routes) == 0 {
+		return []entry{b.plain(service)}
+	}
 	for _, r := range routes {
 		entries = append(entries, b.entries(r, scope{service: &key})...)
 	}
-	if len(routes) == 0 {
-		entries = []entry{b.plain(service)}
-	}
-	b.out.Routes = append(b.out.Routes, &routev3.RouteConfiguration{Name: name,
-		VirtualHosts: []*routev3.VirtualHost{b.virtualHost(service.String(), []string{"*"}, entries)}})
+	return entries
 }
 
 func portText(p uint32) string { return strconv.Itoa(int(p)) }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -46,8 +47,10 @@ const (
 // transparent makes the listeners of a transparent sidecar: one socket for all that the application sends, behind it a
 // listener without a socket for each address that means a service, and one socket for all that it receives.
 func (b *builder) transparent(own *catalog.Service) {
-	names := b.Catalog.Names()
+	// What is not of the mesh keeps its own names and addresses.
+	names := slices.DeleteFunc(b.Catalog.Names(), func(n catalog.Name) bool { return !ofTheMesh(b.Catalog.Services[n]) })
 	addresses := virtualAddresses(names)
+	domains := b.domains(names)
 	b.passthrough()
 	ports := map[uint32][]*catalog.Service{}
 	for _, n := range names {
@@ -60,14 +63,20 @@ func (b *builder) transparent(own *catalog.Service) {
 	for _, p := range sortedPorts(ports) {
 		b.outboundPort(p, ports[p])
 	}
-	b.hosts(names)
+	b.hosts(names, domains)
 	b.virtualOutbound()
 	if b.proxy.Port != 0 { // a job, say, has nothing that listens
 		b.virtualInbound(own)
 	}
 	if b.proxy.Transparent.DNS != 0 {
-		b.dns(names, addresses)
+		b.dns(names, domains, addresses)
 	}
+}
+
+// ofTheMesh says that a service has an instance with a sidecar, or none at all: of a database, or of what has not come into
+// the mesh yet, only the plaintext port is known, and no address of ours leads to it.
+func ofTheMesh(s *catalog.Service) bool {
+	return len(s.Instances) == 0 || slices.ContainsFunc(s.Instances, func(i catalog.Instance) bool { return i.InMesh() })
 }
 
 func sortedPorts(m map[uint32][]*catalog.Service) []uint32 {
@@ -132,8 +141,7 @@ func (b *builder) toService(service *catalog.Service) []*listenerv3.Filter {
 			ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: b.mesh(policy.Backend{Service: key})}, AccessLog: b.accessLog, MaxConnectAttempts: number(3)})}
 	}
 	routes := b.Policy.RoutesOf(key)
-	m := b.manager(stat, name, filterSet{jwt: b.jwtOf(scope{service: &key}, routes)})
-	m.ServerHeaderTransformation = hcmv3.HttpConnectionManager_PASS_THROUGH
+	m := b.transparentManager(stat, name, filterSet{jwt: b.jwtOf(scope{service: &key}, routes)})
 	if !b.clusters["routes "+name] {
 		b.clusters["routes "+name] = true
 		b.outboundRoutes(name, service.Name, key, routes)
@@ -191,11 +199,22 @@ func (b *builder) outboundPort(port uint32, services []*catalog.Service) {
 	if len(l.FilterChains) == 0 {
 		return
 	}
+	b.virtualNowhere(l)
 	if sniff {
 		b.sniff(l)
 	}
 	l.DefaultFilterChain = &listenerv3.FilterChain{Name: "unknown", Filters: b.unknown("outbound_unknown")}
 	b.out.Listeners = append(b.out.Listeners, l)
+}
+
+// virtualNowhere closes what is for a virtual address at which nothing listens, of a service that has just gone, say: it would
+// leave in plaintext, to whoever answers for such an address in this network.
+func (b *builder) virtualNowhere(l *listenerv3.Listener) {
+	match := &listenerv3.FilterChainMatch{}
+	for _, p := range []netip.Prefix{virtualPrefix4, virtualPrefix6} {
+		match.PrefixRanges = append(match.PrefixRanges, &corev3.CidrRange{AddressPrefix: p.Addr().String(), PrefixLen: number(uint32(p.Bits()))})
+	}
+	l.FilterChains = append(l.FilterChains, &listenerv3.FilterChain{Name: "nobody", FilterChainMatch: match, Filters: b.tcp("outbound_nobody", blackholeCluster)})
 }
 
 // sniff has the first bytes looked at, and HTTP led by its host.
@@ -204,42 +223,81 @@ func (b *builder) sniff(l *listenerv3.Listener) {
 		ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: b.pack(&httpinspectorv3.HttpInspector{})}})
 	l.ListenerFiltersTimeout = durationpb.New(sniffTime)
 	l.ContinueOnListenerFiltersTimeout = true
-	m := b.manager("outbound_hosts", hostsRoutes, filterSet{})
-	m.ServerHeaderTransformation = hcmv3.HttpConnectionManager_PASS_THROUGH
+	m := b.transparentManager("outbound_hosts", hostsRoutes, filterSet{jwt: b.jwtOfAll()})
+	// Docker's and Kubernetes' attach and exec.
+	m.UpgradeConfigs = append(m.UpgradeConfigs, &hcmv3.HttpConnectionManager_UpgradeConfig{UpgradeType: "tcp"}, &hcmv3.HttpConnectionManager_UpgradeConfig{UpgradeType: "spdy/3.1"})
 	l.FilterChains = append(l.FilterChains, &listenerv3.FilterChain{Name: "hosts",
 		FilterChainMatch: &listenerv3.FilterChainMatch{TransportProtocol: "raw_buffer", ApplicationProtocols: []string{"http/1.0", "http/1.1", "h2c"}},
 		Filters:          []*listenerv3.Filter{b.filter(managerFilter, m)}})
 }
 
-// domains are the names of a service, as a client of this proxy's namespace may write them. The first is its name in full.
-func (b *builder) domains(n catalog.Name) []string {
-	out := []string{n.Name + "." + n.Namespace + ".mesh", n.Name + "." + n.Namespace, n.Name + "." + n.Namespace + ".svc.cluster.local", n.Name + "." + n.Namespace + ".svc"}
-	if n.Namespace == b.proxy.Namespace {
-		out = append(out, n.Name, n.Name+".mesh")
+// transparentManager is a manager between programs that know nothing of it: a request may wait as long as the two like, for
+// an answer to a long poll, say.
+func (b *builder) transparentManager(stat, routes string, f filterSet) *hcmv3.HttpConnectionManager {
+	m := b.manager(stat, routes, f)
+	m.ServerHeaderTransformation = hcmv3.HttpConnectionManager_PASS_THROUGH
+	m.StreamIdleTimeout = durationpb.New(0)
+	return m
+}
+
+// jwtOfAll are the tokens that routes of any HTTP service ask for.
+func (b *builder) jwtOfAll() []*policy.Object[policy.JWT] {
+	var all []*policy.HTTPRoute
+	for _, n := range b.Catalog.Names() {
+		if b.Catalog.Services[n].Protocol.IsHTTP() {
+			all = append(all, b.Policy.RoutesOf(policy.Key{Namespace: n.Namespace, Name: n.Name})...)
+		}
 	}
-	if n.Namespace == b.proxy.Namespace || n.Namespace == catalog.DefaultNamespace && b.Catalog.Services[catalog.Name{Namespace: b.proxy.Namespace, Name: n.Name}] == nil {
-		out = append(out, n.Name+".service.consul", n.Name+".virtual.consul")
+	return b.jwtOf(scope{}, all)
+}
+
+// domains are the names of services, as a client of this proxy's namespace may write them, in lower case (RFC 4343 §2). Names
+// may have dots in them, so that two services can claim one; then it is of the one whose name in full that is, or of the
+// first. Each service has its name in full first.
+func (b *builder) domains(names []catalog.Name) map[catalog.Name][]string {
+	out, taken := map[catalog.Name][]string{}, map[string]bool{}
+	// Who is written as it is looked up comes before who is not.
+	names = slices.Clone(names)
+	isLower := func(n catalog.Name) int {
+		if strings.ToLower(n.Name) == n.Name {
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(names, func(x, y catalog.Name) int { return cmp.Compare(isLower(x), isLower(y)) })
+	claim := func(n catalog.Name, list ...string) {
+		for _, d := range list {
+			if d = strings.ToLower(d); !taken[d] {
+				taken[d] = true
+				out[n] = append(out[n], d)
+			}
+		}
+	}
+	for _, n := range names {
+		claim(n, n.Name+"."+n.Namespace+".mesh")
+	}
+	for _, n := range names {
+		claim(n, n.Name+"."+n.Namespace, n.Name+"."+n.Namespace+".svc.cluster.local", n.Name+"."+n.Namespace+".svc")
+		if n.Namespace == b.proxy.Namespace {
+			claim(n, n.Name, n.Name+".mesh")
+		}
+		if n.Namespace == b.proxy.Namespace || n.Namespace == catalog.DefaultNamespace && b.Catalog.Services[catalog.Name{Namespace: b.proxy.Namespace, Name: n.Name}] == nil {
+			claim(n, n.Name+".service.consul", n.Name+".virtual.consul")
+		}
 	}
 	return out
 }
 
 // hosts are the routes of HTTP to addresses that mean no service: its host may.
-func (b *builder) hosts(names []catalog.Name) {
+func (b *builder) hosts(names []catalog.Name, domains map[catalog.Name][]string) {
 	rc := &routev3.RouteConfiguration{Name: hostsRoutes, IgnorePortInHostMatching: true}
 	for _, n := range names {
 		service := b.Catalog.Services[n]
-		if !service.Protocol.IsHTTP() {
+		if !service.Protocol.IsHTTP() || len(domains[n]) == 0 {
 			continue
 		}
 		key := policy.Key{Namespace: n.Namespace, Name: n.Name}
-		var entries []entry
-		for _, r := range b.Policy.RoutesOf(key) {
-			entries = append(entries, b.entries(r, scope{service: &key})...)
-		}
-		if entries == nil {
-			entries = []entry{b.plain(n)}
-		}
-		rc.VirtualHosts = append(rc.VirtualHosts, b.virtualHost(n.String(), b.domains(n), entries))
+		rc.VirtualHosts = append(rc.VirtualHosts, b.virtualHost(n.String(), domains[n], b.serviceEntries(n, key, b.Policy.RoutesOf(key))))
 	}
 	all := &routev3.Route{Name: "unknown", Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}}}
 	if b.blocked() {
@@ -263,6 +321,7 @@ func (b *builder) virtualOutbound() {
 	l.ListenerFilters = b.originalDst()
 	// Who connects to this port itself would be led to it again, for ever.
 	l.FilterChains = []*listenerv3.FilterChain{{Name: "trap", FilterChainMatch: &listenerv3.FilterChainMatch{DestinationPort: number(t.Outbound)}, Filters: b.tcp("outbound_trap", blackholeCluster)}}
+	b.virtualNowhere(l)
 	b.sniff(l)
 	l.DefaultFilterChain = &listenerv3.FilterChain{Name: "unknown", Filters: b.unknown("outbound_unknown")}
 	b.out.Listeners = append(b.out.Listeners, l)
@@ -308,8 +367,11 @@ func (b *builder) virtualInbound(own *catalog.Service) {
 		l.ListenerFiltersTimeout = durationpb.New(sniffTime)
 		l.ContinueOnListenerFiltersTimeout = true
 		l.FilterChains = append(l.FilterChains,
-			&listenerv3.FilterChain{Name: "plaintext", FilterChainMatch: &listenerv3.FilterChainMatch{DestinationPort: number(b.proxy.Port)}, Filters: filters},
-			&listenerv3.FilterChain{Name: "tls", FilterChainMatch: &listenerv3.FilterChainMatch{DestinationPort: number(b.proxy.Port), TransportProtocol: "tls"}, Filters: b.inboundBytes(own, "inbound_tls", cluster)})
+			&listenerv3.FilterChain{Name: "plaintext", FilterChainMatch: &listenerv3.FilterChainMatch{DestinationPort: number(b.proxy.Port)}, Filters: filters})
+		// In TLS of the application's own no token can be seen, and no requests be counted: where one is due, it is refused.
+		if b.Policy.JWT[target] == nil && b.Policy.RateLimit.Find(target) == nil {
+			l.FilterChains = append(l.FilterChains, &listenerv3.FilterChain{Name: "tls", FilterChainMatch: &listenerv3.FilterChainMatch{DestinationPort: number(b.proxy.Port), TransportProtocol: "tls"}, Filters: b.inboundBytes(own, "inbound_tls", cluster)})
+		}
 	}
 	for _, p := range mode.PermittedPorts() {
 		if p != b.proxy.Port && !slices.Contains(mesh, p) {
