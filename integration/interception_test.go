@@ -363,6 +363,14 @@ func TestApplicationsThatKnowNothingOfTheMesh(t *testing.T) {
 	t.Run("outside of the mesh", func(t *testing.T) {
 		get("storefront", "other says "+public, "http://outside.example:8080/")
 		get("storefront", "other says "+public, "http://"+other+":8080/")
+		v.consul.Register(harness.Instance{Service: "other", Addr: other + ":8080"}) // known to Consul, and without a sidecar
+		v.eventually("the catalog has what is without sidecars", func() error {
+			return v.says("storefront", "other says "+public, curl, "-sS", "-m", "5", "-H", "Host: other.service.consul", "http://"+other+":8080/")
+		})
+		if got := v.lookup("udp", "other.service.consul."); got != "NXDOMAIN" {
+			t.Errorf("the name of a service without sidecars is answered with %q, and not by its own name server", got)
+		}
+		get("storefront", "", "http://orders:9999/") // where nothing listens at a virtual address, nothing leaves
 		secure := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "own TLS of ", r.TLS.ServerName) }))
 		secure.Listener.Close()
 		secure.Listener = v.other.Listen("tcp", other+":8443", nil)
