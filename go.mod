@@ -35,7 +35,6 @@ require (
 	google.golang.org/grpc v1.84.0
 	google.golang.org/protobuf v1.36.12
 	gopkg.in/evanphx/json-patch.v4 v4.13.0
-	gopkg.in/yaml.v3 v3.0.1
 	istio.io/api v1.31.4
 	k8s.io/api v0.36.1
 	k8s.io/apimachinery v0.36.1
