@@ -49,6 +49,7 @@ func root() *cobra.Command {
 		gatewayCommand("edge", "edge", "Run the API gateway for the public, as a Gateway document describes it"),
 		gatewayCommand("l4", "l4", "Run the L4 tier: spread TCP connections over the edges of a Gateway"),
 		controlPlaneCommand(), tokenCommand(), validateCommand(), statusCommand(),
-		redirectCommand(), injectCommand(), uninjectCommand(), injectorCommand(), installCommand(), runCommand(), demo.Command())
+		redirectCommand(), injectCommand(), uninjectCommand(), injectorCommand(), installCommand(), runCommand(),
+		holdCommand(), readyCommand(), demo.Command())
 	return c
 }

@@ -3,8 +3,7 @@ package manifest
 import (
 	"errors"
 	"fmt"
-	"maps"
-	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,175 +11,358 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// A Compose service gets two others beside it, which share its network: NAME-sallyport-init, which sets up the
-// redirection and ends, and NAME-sallyport, the sidecar. What is done is asked for by labels with the names of the
-// annotations of pods: sallyport.io/inject, /service, /port, /token-file, and so on.
+// A Compose service gets three others beside it. NAME-sallyport-net holds the network namespace and has everything that
+// belongs to it: ports, networks, names. NAME-sallyport-init sets up the redirection in it, and ends. NAME-sallyport is the
+// sidecar. The application joins the same namespace, once the rules are in force and the sidecar is ready. What is done is
+// asked for by labels, most of them named like the annotations of pods.
+//
+//   - compose.go: which services. composelabels.go: what their authors ask for.
+//   - composenetwork.go: the network's way to the holder and back. composeparts.go: what is added.
+//   - composetree.go: aliases and merge keys.
 const (
-	composeProxy = "-sallyport"
-	composeInit  = "-sallyport-init"
-	composeMark  = prefix + "part-of" // label of what was added: the service that it belongs to
+	composeNet      = "-sallyport-net"
+	composeInit     = "-sallyport-init"
+	composeProxy    = "-sallyport"
+	composeIdentity = "-sallyport-identity" // the volume
+	composeMark     = prefix + "part-of"    // label of what was added: the service that it belongs to
 )
+
+var composeServices = []string{composeNet, composeInit, composeProxy}
+
+// composeName is what names of services consist of (schema/compose-spec.json).
+var composeName = regexp.MustCompile(`^[a-zA-Z0-9._-]+$`)
+
+// composeFile is one on its way through.
+type composeFile struct {
+	d        *document
+	services *yaml.Node // their mapping in the tree
+	list     []*composeService
+	byName   map[string]*composeService
+	volumes  *yaml.Node // a copy of the top-level key, as Compose reads it; nil if there is none
+}
+
+type composeService struct {
+	name   string
+	line   int // in the document
+	node   *yaml.Node
+	view   *yaml.Node // a copy of it, as Compose reads it
+	labels map[string]composeLabel
+}
+
+func (f *composeFile) place(s *composeService, line int) string {
+	if line == 0 {
+		line = s.line
+	}
+	return fmt.Sprintf("%s:%d: service %s", f.d.file, f.d.line+line-1, s.name)
+}
 
 // composeInject adds the sidecars of all services that ask for one.
 func composeInject(d *document, o Options) (changed bool, notes []Note, err error) {
-	services, err := composeServices(d)
+	f, err := readCompose(d)
 	if err != nil {
 		return false, nil, err
 	}
+	if k := keyOf(d.root, "include"); k != nil {
+		notes = append(notes, Note{Place: fmt.Sprintf("%s:%d: include", d.file, d.line+k.Line-1), Text: "the files that it names are not read"})
+	}
 	var errs []error
-	var added []*yaml.Node
-	for i := 0; i+1 < len(services.Content); i += 2 {
-		name, n := services.Content[i].Value, services.Content[i+1]
-		place := fmt.Sprintf("%s:%d: service %s", d.file, d.line+services.Content[i].Line-1, name)
-		for n.Kind == yaml.AliasNode {
-			n = n.Alias
+	wishes := map[string]*composeWishes{}
+	for _, s := range f.list {
+		note, err := f.leave(s)
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case note != nil:
+			notes = append(notes, *note)
+		case f.owner(s) == "":
+			w, err := f.readLabels(s, o)
+			errs = append(errs, err, f.check(s))
+			wishes[s.name] = w
 		}
-		if n.Kind != yaml.MappingNode {
-			errs = append(errs, fmt.Errorf("%s: not a mapping", place))
-			continue
-		}
-		labels := composeLabels(n)
-		reason := ""
-		switch mode := valueOf(n, "network_mode"); {
-		case labels[composeMark] != "":
-			continue // ours
-		case labels[AnnotationInject] != enabled:
-			reason = "not injected: it has no label " + AnnotationInject + ": " + enabled
-		case find(services, name+composeProxy) != nil:
-			reason = "injected already"
-		case mode != "":
-			reason = fmt.Sprintf("not injected: it has network_mode %q, and so no network of its own", mode)
-		}
-		if reason != "" {
-			notes = append(notes, Note{Place: place, Text: reason, Warned: labels[AnnotationInject] == enabled && !strings.HasPrefix(reason, "injected")})
-			continue
-		}
-		parts, err := composeParts(name, labels, o)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", place, err))
-			continue
-		}
-		added = append(added, parts...)
+	}
+	if len(wishes) > 0 {
+		errs = append(errs, f.checkReferences(wishes))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return false, nil, err
 	}
-	if len(added) == 0 {
+	if len(wishes) == 0 {
 		return false, notes, nil
 	}
-	services.Content = append(services.Content, added...)
+	f.open(func(s *composeService) bool { return wishes[s.name] != nil })
+	for _, s := range f.list {
+		if w := wishes[s.name]; w != nil {
+			if err := f.inject(s, w, o); err != nil {
+				return false, nil, fmt.Errorf("%s: %w", f.place(s, 0), err)
+			}
+		}
+	}
+	plainMerges(d.root)
 	return true, notes, nil
 }
 
-// composeUninject removes what was added.
+func (f *composeFile) inject(s *composeService, w *composeWishes, o Options) error {
+	network, err := takeNetwork(s)
+	if err != nil {
+		return err
+	}
+	f.services.Content = append(f.services.Content, composeParts(s, w, o, network)...)
+	if absent(f.volumes) {
+		f.volumes = nodeOf(map[string]any{})
+		put(f.d.root, "volumes", nodeOf(map[string]any{}))
+	}
+	volumes := find(f.d.root, "volumes")
+	writeOut(volumes)
+	put(volumes, s.name+composeIdentity, nodeOf(composeVolume(s)))
+	return nil
+}
+
+// composeUninject removes what was added, and gives the network back.
 func composeUninject(d *document) (bool, error) {
-	services, err := composeServices(d)
+	f, err := readCompose(d)
 	if err != nil {
 		return false, err
 	}
-	before := len(services.Content)
-	for i := 0; i+1 < len(services.Content); {
-		if composeLabels(services.Content[i+1])[composeMark] != "" {
-			services.Content = slices.Delete(services.Content, i, i+2)
-			continue
-		}
-		i += 2
+	ours := map[string]bool{} // services that have parts
+	for _, s := range f.list {
+		ours[f.owner(s)] = true
 	}
-	return len(services.Content) != before, nil
+	delete(ours, "")
+	if len(ours) == 0 {
+		return false, nil
+	}
+	f.open(func(s *composeService) bool { return ours[s.name] })
+	var errs []error
+	for _, s := range f.list {
+		if holder := f.byName[s.name+composeNet]; ours[s.name] && holder != nil {
+			if err := returnNetwork(s, holder.view); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", f.place(s, 0), err))
+			}
+		}
+	}
+	for _, s := range f.list {
+		if f.owner(s) != "" {
+			drop(f.services, s.name)
+		}
+	}
+	if volumes := find(d.root, "volumes"); !absent(volumes) {
+		writeOut(volumes)
+		for name := range ours {
+			if f.isOurVolume(name) {
+				drop(volumes, name+composeIdentity)
+			}
+		}
+		if len(volumes.Content) == 0 {
+			drop(d.root, "volumes")
+		}
+	}
+	plainMerges(d.root)
+	return true, errors.Join(errs...)
 }
 
-func composeServices(d *document) (*yaml.Node, error) {
-	n := find(d.root, "services")
-	if n == nil || n.Kind != yaml.MappingNode {
+// readCompose decodes all of the document first: what cannot be decoded cannot be resolved either, an anchor that
+// contains itself or aliases beyond measure.
+func readCompose(d *document) (*composeFile, error) {
+	services := find(d.root, "services")
+	if target(services).Kind != yaml.MappingNode {
 		return nil, fmt.Errorf("%s:%d: services: not a mapping", d.file, d.line)
 	}
-	return n, nil
+	var whole any
+	if err := d.root.Decode(&whole); err != nil {
+		return nil, fmt.Errorf("%s: %w", d.file, inLine(err, d.line))
+	}
+	writeOut(services)
+	f := &composeFile{d: d, services: services, byName: map[string]*composeService{}}
+	if volumes := find(d.root, "volumes"); volumes != nil {
+		f.volumes = plain(volumes)
+	}
+	for i := 0; i+1 < len(services.Content); i += 2 {
+		s := &composeService{name: services.Content[i].Value, line: services.Content[i].Line, node: services.Content[i+1]}
+		if s.view = plain(s.node); s.view.Kind != yaml.MappingNode {
+			return nil, fmt.Errorf("%s: not a mapping", f.place(s, 0))
+		}
+		s.labels = composeLabels(s.view)
+		f.list = append(f.list, s)
+		f.byName[s.name] = s
+	}
+	return f, nil
 }
 
-// composeLabels are a mapping, or a list of KEY=VALUE.
-func composeLabels(n *yaml.Node) map[string]string {
-	out := map[string]string{}
-	l := find(n, "labels")
-	if l == nil {
-		return out
-	}
-	switch l.Kind {
-	case yaml.MappingNode:
-		for i := 0; i+1 < len(l.Content); i += 2 {
-			out[l.Content[i].Value] = l.Content[i+1].Value
-		}
-	case yaml.SequenceNode:
-		for _, e := range l.Content {
-			k, v, _ := strings.Cut(e.Value, "=")
-			out[k] = v
+// open prepares services for being changed: their keys become all their own, and nothing else refers to them.
+func (f *composeFile) open(which func(*composeService) bool) {
+	from := map[*yaml.Node]bool{}
+	for _, s := range f.list {
+		if which(s) {
+			s.changes(from)
 		}
 	}
-	return out
+	detach(f.d.root, from)
+	for _, s := range f.list {
+		if which(s) {
+			writeOut(s.node)
+		}
+	}
 }
 
-func composeParts(name string, labels map[string]string, o Options) ([]*yaml.Node, error) {
-	get := func(key, usual string) string {
-		if v := labels[prefix+key]; v != "" {
-			return v
-		}
-		return usual
+// changes are the nodes of a service that are changed or moved: all of them where it has to be written out.
+func (s *composeService) changes(into map[*yaml.Node]bool) {
+	if !writtenOut(s.node) {
+		subtree(s.node, into)
+		return
 	}
-	port, err := strconv.ParseUint(get("port", "0"), 10, 16)
-	if err != nil {
-		return nil, fmt.Errorf("label %sport %q: must be 0 (it only calls) to 65535", prefix, labels[prefix+"port"])
-	}
-	mode := get("inbound-mode", "redirect")
-	if mode != "redirect" && mode != "off" {
-		return nil, fmt.Errorf("label %sinbound-mode %q: must be redirect or off", prefix, mode)
-	}
-	if port == 0 {
-		mode = "off"
-	}
-	for _, k := range slices.Sorted(maps.Keys(labels)) {
-		if key, ours := strings.CutPrefix(k, prefix); ours && key != "token-file" && key != "address" && !slices.Contains(known, key) {
-			return nil, fmt.Errorf("label %s is not known; there are %s, token-file, address", k, strings.Join(known, ", "))
+	into[s.node] = true
+	for i := 0; i+1 < len(s.node.Content); i += 2 {
+		if k := s.node.Content[i].Value; k == "depends_on" || slices.Contains(composeNetworkKeys, k) {
+			subtree(s.node.Content[i], into)
+			subtree(s.node.Content[i+1], into)
 		}
 	}
-	token := get("token-file", "")
-	if token == "" {
-		return nil, fmt.Errorf("label %stoken-file is required: the file on this host that holds the service's join token (sallyport token create)", prefix)
+}
+
+// owner is the service that this one is a part of, "" if we have not made it.
+func (f *composeFile) owner(s *composeService) string {
+	for _, suffix := range composeServices {
+		if name, ok := strings.CutSuffix(s.name, suffix); ok && s.labels[composeMark].value == name {
+			return name
+		}
 	}
-	rules := []any{"redirect", "apply", "--sidecar-uid", strconv.Itoa(sidecarID), "--inbound-mode", mode}
-	for _, key := range []string{"include-inbound-ports", "exclude-inbound-ports", "include-outbound-ports", "exclude-outbound-ports"} {
-		if v := get(key, ""); v != "" {
-			for _, p := range listOf(v) {
-				if err := checkPorts(p); err != nil {
-					return nil, fmt.Errorf("label %s%s: %w", prefix, key, err)
+	return ""
+}
+
+func (f *composeFile) isOurVolume(service string) bool {
+	if absent(f.volumes) || f.volumes.Kind != yaml.MappingNode {
+		return false
+	}
+	v := find(f.volumes, service+composeIdentity)
+	return v != nil && v.Kind == yaml.MappingNode && composeLabels(v)[composeMark].value == service
+}
+
+// leave says why a service is left alone; nil: it is not, or it is one of ours.
+func (f *composeFile) leave(s *composeService) (*Note, error) {
+	if f.owner(s) != "" {
+		return nil, nil
+	}
+	inject := s.labels[AnnotationInject]
+	note := func(format string, args ...any) (*Note, error) {
+		return &Note{Place: f.place(s, 0), Text: fmt.Sprintf(format, args...), Warned: inject.value == enabled}, nil
+	}
+	switch inject.value {
+	case enabled:
+	case disabled:
+		return note("%s is %s", AnnotationInject, disabled)
+	case "":
+		text := "it has no label " + AnnotationInject + ": " + enabled
+		for _, key := range []string{"extends", "label_file"} {
+			if !absent(find(s.view, key)) {
+				text += ", and what " + key + " names is not read: resolve it first, by docker compose config"
+			}
+		}
+		return note("%s", text)
+	default:
+		return nil, fmt.Errorf("%s: label %s %q: must be %s or %s", f.place(s, inject.line), AnnotationInject, inject.value, enabled, disabled)
+	}
+	mode := valueOf(s.view, "network_mode")
+	switch {
+	case f.isPart(s.name+composeNet, s.name):
+		return &Note{Place: f.place(s, 0), Text: "injected already"}, nil
+	case f.isPart(s.name+composeProxy, s.name):
+		return nil, fmt.Errorf("%s: it was injected by an earlier version of sallyport: run sallyport uninject first", f.place(s, 0))
+	case !slices.Contains([]string{"", "bridge", "default"}, mode):
+		return note("it has network_mode %q, and so no network of its own", mode)
+	case !absent(find(s.view, "provider")):
+		return note("it has a provider, and so no container")
+	}
+	return nil, nil
+}
+
+// isPart says whether there is a service of that name that we have added to another.
+func (f *composeFile) isPart(name, of string) bool {
+	s := f.byName[name]
+	return s != nil && f.owner(s) == of
+}
+
+// check refuses what cannot be injected.
+func (f *composeFile) check(s *composeService) error {
+	fail := func(format string, args ...any) error {
+		return fmt.Errorf("%s: "+format, append([]any{f.place(s, 0)}, args...)...)
+	}
+	if !composeName.MatchString(s.name) {
+		return fail("names of services consist of letters, digits, dots, dashes and underscores")
+	}
+	if tag := foreignTag(s.view); tag != "" {
+		return fail("the tag %s is for the merging of several files: give what docker compose config makes of them", tag)
+	}
+	for _, key := range []string{"extends", "label_file"} {
+		if !absent(find(s.view, key)) {
+			return fail("what %s names is not read: resolve it first, by docker compose config", key)
+		}
+	}
+	if absent(find(s.view, "image")) && absent(find(s.view, "build")) {
+		return fail("it has neither image nor build, so there is more of it elsewhere: give what docker compose config makes of all files")
+	}
+	if !absent(find(s.view, "pre_start")) {
+		return fail("containers of pre_start cannot join another's network: make them a service that this one depends on")
+	}
+	if user, _, _ := strings.Cut(valueOf(s.view, "user"), ":"); user == strconv.Itoa(sidecarID) {
+		return fail("user %d is the sidecar's own user, whose traffic is not redirected: take another", sidecarID)
+	}
+	for _, suffix := range composeServices {
+		if f.byName[s.name+suffix] != nil {
+			return fail("there is a service %s%s, and the sidecar needs that name: give it another", s.name, suffix)
+		}
+	}
+	if !absent(f.volumes) {
+		if f.volumes.Kind != yaml.MappingNode || foreignTag(&yaml.Node{Tag: f.volumes.Tag}) != "" {
+			return fail("the key volumes of the file is not a mapping, so the sidecar's cannot be added")
+		}
+		if find(f.volumes, s.name+composeIdentity) != nil {
+			return fail("there is a volume %s%s, and the sidecar needs that name: give it another", s.name, composeIdentity)
+		}
+	}
+	return f.checkReplicas(s)
+}
+
+// checkReplicas refuses several instances: they would share one network namespace, and listen on one port.
+func (f *composeFile) checkReplicas(s *composeService) error {
+	key, n := "scale", find(s.view, "scale")
+	if d := find(s.view, "deploy"); d != nil && absent(n) {
+		key, n = "deploy.replicas", find(d, "replicas")
+	}
+	if absent(n) {
+		return nil
+	}
+	if count, err := strconv.Atoi(n.Value); err != nil || count > 1 {
+		return fmt.Errorf("%s: %s %s: a service that is injected has one instance, as all would share one network: make a service of each", f.place(s, n.Line), key, n.Value)
+	}
+	return nil
+}
+
+// checkReferences refuses what other services say about those that change, and what would not be true any more.
+func (f *composeFile) checkReferences(chosen map[string]*composeWishes) error {
+	var errs []error
+	for _, s := range f.list {
+		if links := find(s.view, "links"); links != nil {
+			for _, l := range links.Content {
+				if name, _, _ := strings.Cut(l.Value, ":"); isChosen(chosen, name) {
+					errs = append(errs, fmt.Errorf("%s: links: %s is injected, and its container has no network of its own to link to: "+
+						"take the link out, services find each other by name on a network that they share", f.place(s, l.Line), name))
 				}
 			}
-			rules = append(rules, "--"+key, v)
+		}
+		if e := find(s.view, "extends"); e != nil && !isChosen(chosen, s.name) {
+			name := e.Value
+			if e.Kind == yaml.MappingNode {
+				name = valueOf(e, "service")
+			}
+			if isChosen(chosen, name) && (e.Kind != yaml.MappingNode || absent(find(e, "file"))) {
+				errs = append(errs, fmt.Errorf("%s: it extends %s, which is injected, and would join its network: resolve it first, by docker compose config", f.place(s, e.Line), name))
+			}
 		}
 	}
-	args := []any{"sidecar", "--service", get("service", name), "--port", strconv.FormatUint(port, 10), "--control-plane", o.ControlPlane, "--trust-domain", o.TrustDomain,
-		"--transparent", "--token-file", "/run/sallyport/token", "--identity-dir", "/run/sallyport/identity", "--admin", "127.0.0.1:15000", "--health-address", ":" + strconv.Itoa(healthPort)}
-	if address := get("address", ""); address != "" {
-		a, err := netip.ParseAddr(address)
-		if err != nil {
-			return nil, fmt.Errorf("label %saddress %q: want the IP address under which the service is registered", prefix, address)
-		}
-		if o.Consul != "" && port != 0 {
-			args = append(args, "--consul", o.Consul, "--listen", netip.AddrPortFrom(a, meshPort).String())
-		}
-	}
-	for _, u := range listOf(get("upstreams", "")) {
-		args = append(args, "--upstream", u)
-	}
-	if level := get("log-level", o.LogLevel); level != "" {
-		args = append(args, "--log-level", level)
-	}
-	mark := map[string]any{composeMark: name}
-	of := "service:" + name
-	initial := map[string]any{"image": o.Image, "command": rules, "network_mode": of, "user": "0:0", "read_only": true, "cap_drop": []any{"ALL"}, "cap_add": []any{"NET_ADMIN"},
-		"security_opt": []any{"no-new-privileges:true"}, "restart": "no", "labels": mark}
-	id := strconv.Itoa(sidecarID)
-	proxy := map[string]any{"image": o.Image, "command": args, "network_mode": of, "user": id + ":" + id, "read_only": true, "cap_drop": []any{"ALL"},
-		"security_opt": []any{"no-new-privileges:true"}, "restart": "unless-stopped", "labels": mark, "stop_grace_period": "30s",
-		"tmpfs": []any{"/run/sallyport/identity:uid=" + id + ",gid=" + id + ",mode=0700"}, "volumes": []any{token + ":/run/sallyport/token:ro"},
-		"depends_on": map[string]any{name + composeInit: map[string]any{"condition": "service_completed_successfully"}}}
-	return []*yaml.Node{scalar(name + composeInit), nodeOf(initial), scalar(name + composeProxy), nodeOf(proxy)}, nil
+	return errors.Join(errs...)
+}
+
+func isChosen(chosen map[string]*composeWishes, name string) bool {
+	_, ok := chosen[name]
+	return ok
 }
