@@ -123,3 +123,27 @@ func getOriginal(fd, level int, sa *unix.RawSockaddrAny) unix.Errno {
 		uintptr(unsafe.Pointer(sa)), uintptr(unsafe.Pointer(&n)), 0)
 	return errno
 }
+
+// IsOwn says whether an address is one of this host's. It asks the kernel, by a
+// UDP socket that sends nothing: the way to an own address begins at that
+// address, or at another one of loopback. It never blocks, but is for rare cases:
+// three system calls. On any goroutine.
+func IsOwn(a netip.Addr) bool {
+	a = a.Unmap()
+	if a.IsLoopback() || a.IsUnspecified() {
+		return true
+	}
+	family, sa, err := Address{IP: netip.AddrPortFrom(a, 9)}.sockaddr() // any port but 0
+	if err != nil {
+		return false
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer CloseFD(fd)
+	if err := unix.Connect(fd, sa); err != nil {
+		return false // no way leads there
+	}
+	return localAddr(fd).Addr().WithZone("") == a.WithZone("")
+}

@@ -321,3 +321,20 @@ func TestFullBacklogOfAUnixSocket(t *testing.T) {
 		}
 	}
 }
+
+func TestOwnAddresses(t *testing.T) {
+	for a, want := range map[string]bool{"127.0.0.1": true, "127.1.2.3": true, "::1": true, "::ffff:127.0.0.1": true, "192.0.2.1": false, "2001:db8::1": false} {
+		if got := IsOwn(netip.MustParseAddr(a)); got != want {
+			t.Errorf("%s: %t, want %t", a, got, want)
+		}
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && !p.Addr().IsLinkLocalUnicast() && !IsOwn(p.Addr()) {
+			t.Errorf("%s is an interface's", p)
+		}
+	}
+}

@@ -37,6 +37,9 @@ type connection struct {
 	phase phase
 
 	proxied bool // the PROXY header was read
+	// redirected says that the client meant OriginalDst and knows nothing of this listener; ownDst that it meant the
+	// listener, and that OriginalDst is the listener's own address, as TPROXY's sockets say.
+	redirected, ownDst bool
 
 	transport string // "tls" or "raw_buffer", as inspection found
 	alpn      []string
@@ -110,17 +113,30 @@ func (k *connection) Connected() {
 
 // restore finds out where the client meant to go, and hands the connection over
 // to the listener of that address where there is one. false: it was refused.
+//
+// Who connects to this listener itself was not redirected: the listener keeps the
+// connection, as Envoy does, which finds the listener of an address before that
+// of any address. It has no original destination then, or an ORIGINAL_DST
+// cluster would lead it here again, and again, until no file descriptor is left.
 func (k *connection) restore() bool {
 	dst, err := k.local.parent.server.origin(k.conn)
-	if err != nil {
-		if !k.cfg.Transparent {
-			return true
-		}
-		dst = k.Local // TPROXY leaves the packet as it is
+	switch {
+	case err == nil && sameAddr(dst, k.Local):
+		return true
+	case err == nil:
+		k.redirected = true
+	case !k.cfg.Transparent:
+		return true
+	default:
+		// TPROXY leaves the packet as it is: the socket's own address is the destination, also of who was not redirected.
+		// It stays, since an ORIGINAL_DST cluster may lead it to another port (upstream_port_override).
+		dst = k.Local
+		k.ownDst = k.local.parent.listensAt(dst)
+		k.redirected = !k.ownDst
 	}
 	k.OriginalDst, k.Local = dst, dst
 	k.conn.SetLocalAddr(dst)
-	if !k.cfg.HandOff {
+	if !k.cfg.HandOff || !k.redirected {
 		return true
 	}
 	if l := k.local.virtual.find(dst); l != nil && l != k.local {
@@ -128,6 +144,11 @@ func (k *connection) restore() bool {
 		return l.take(k)
 	}
 	return true
+}
+
+// sameAddr compares what the kernel calls one address in two ways: IPv4 within IPv6, and with the interface or without.
+func sameAddr(a, b netip.AddrPort) bool {
+	return a.Port() == b.Port() && a.Addr().Unmap().WithZone("") == b.Addr().Unmap().WithZone("")
 }
 
 // Data passes on to whoever reads now. While a filter inspects, nothing is

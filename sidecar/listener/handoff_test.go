@@ -12,6 +12,7 @@ import (
 
 	"sallyport/sidecar/conn"
 	"sallyport/sidecar/route"
+	"sallyport/sidecar/upstream"
 )
 
 // TestAConnectionGoesToTheListenerOfItsDestination: use_original_dst hands over to
@@ -47,12 +48,7 @@ func TestAConnectionGoesToTheListenerOfItsDestination(t *testing.T) {
 	apply("orders", "240.0.0.1:80", false, 202)
 	apply("any", "0.0.0.0:9000", false, 203)
 	apply("six", "[fd00::1]:80", false, 204)
-	settled := func() {
-		done := make(chan struct{})
-		e.worker.Post(func() { close(done) }) // behind what Apply and Remove have posted
-		<-done
-	}
-	settled()
+	e.settle()
 	get := func(to string) int {
 		t.Helper()
 		next.Store(netip.AddrPort{})
@@ -88,11 +84,118 @@ func TestAConnectionGoesToTheListenerOfItsDestination(t *testing.T) {
 		}
 	}
 	e.server.Remove("orders")
-	settled()
+	e.settle()
 	if got := get("240.0.0.1:80"); got != 201 {
 		t.Errorf("after its removal the listener still answers %d", got)
 	}
 	if n := e.metrics.Set("listener", "any", stats).Value(statTotal); n != 1 {
 		t.Errorf("the listener of any address counts %d connections, want 1", n)
+	}
+}
+
+// circle is a listener like a sidecar's virtual one, without its trap: what is not for a listener without a socket goes
+// on to where it was going. Too many connections end the test, not the process.
+func (e *engine) circle(name string, hash uint64, transparent bool) *Config {
+	stats := e.metrics.Set("tcp", name, TCPStats)
+	return &Config{Name: name, StatPrefix: name, Hash: hash, Bind: true, BufferLimit: 1 << 20, OriginalDst: true, HandOff: true, Transparent: transparent, Connections: 16,
+		Addresses: []conn.Address{conn.TCP(netip.MustParseAddrPort("127.0.0.1:0"))},
+		Default: &Chain{Name: "unknown", Key: "unknown", TCP: &TCPProxy{StatPrefix: name, Stats: stats, TotalWeight: 1, Idle: time.Hour,
+			Clusters: []route.WeightedCluster{{Cluster: route.ClusterRef{Name: "backend", Ref: e.clusters.Ref("backend")}, Weight: 1}}}}}
+}
+
+// settle waits for what Apply and Remove have posted.
+func (e *engine) settle() {
+	done := make(chan struct{})
+	e.worker.Post(func() { close(done) })
+	<-done
+}
+
+// TestNobodyIsLedInACircle: a connection to the listener's own address stays with it, though a listener without a socket
+// has the port, and no ORIGINAL_DST cluster leads it back to the listener.
+func TestNobodyIsLedInACircle(t *testing.T) {
+	for name, c := range map[string]struct {
+		transparent bool
+		origin      func(*conn.Conn) (netip.AddrPort, error)
+	}{
+		"netfilter knows the connection": {false, func(c *conn.Conn) (netip.AddrPort, error) { return c.LocalAddr(), nil }},
+		"netfilter calls it IPv6": {false, func(c *conn.Conn) (netip.AddrPort, error) {
+			a := c.LocalAddr()
+			return netip.AddrPortFrom(netip.AddrFrom16(a.Addr().As16()), a.Port()), nil
+		}},
+		"TPROXY": {true, func(*conn.Conn) (netip.AddrPort, error) { return netip.AddrPort{}, errors.New("not redirected") }},
+	} {
+		for _, address := range []string{"127.0.0.1:0", "0.0.0.0:0"} {
+			t.Run(name+", at "+address, func(t *testing.T) {
+				e := newEngine(t)
+				e.cluster.Discovery, e.cluster.Policy = upstream.OriginalDst, upstream.ClusterProvided
+				e.clusters.Set(e.cluster)
+				e.server.origin = c.origin
+				cfg := e.circle("outbound", 1, false)
+				cfg.Addresses = []conn.Address{conn.TCP(netip.MustParseAddrPort(address))}
+				// Twice, since no socket of a test is transparent: the second is an update, which keeps it.
+				for _, transparent := range []bool{false, c.transparent} {
+					next := *cfg
+					next.Transparent = transparent
+					if err := e.server.Apply(&next); err != nil {
+						t.Fatal(err)
+					}
+				}
+				port := e.server.AddrOf("outbound").Port()
+				any := e.circle("any", 2, false)
+				any.Bind, any.OriginalDst, any.HandOff = false, false, false
+				any.Addresses = []conn.Address{conn.TCP(netip.AddrPortFrom(netip.IPv4Unspecified(), port))}
+				if err := e.server.Apply(any); err != nil {
+					t.Fatal(err)
+				}
+				e.settle()
+				conn, err := net.Dial("tcp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port).String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+				if b, err := io.ReadAll(conn); err != nil || len(b) != 0 {
+					t.Errorf("%q, %v; the listener should have ended the connection", b, err)
+				}
+				for name, want := range map[string]int64{"outbound": 1, "any": 0} {
+					if n := e.metrics.Set("listener", name, stats).Value(statTotal); n != want {
+						t.Errorf("listener %q has had %d connections, want %d", name, n, want)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestWhatTPROXYLeadsIn: a connection in a circle is known for sure, or let pass.
+func TestWhatTPROXYLeadsIn(t *testing.T) {
+	e := newEngine(t)
+	e.cluster.Discovery, e.cluster.Policy = upstream.OriginalDst, upstream.ClusterProvided
+	e.clusters.Set(e.cluster)
+	for _, c := range []struct {
+		name, listens string
+		meant, to     string // where the client was going, where the cluster leads
+		own, circle   bool
+	}{
+		{"its own address", "127.0.0.1:15006", "127.0.0.1:15006", "127.0.0.1:15006", true, true},
+		{"one of its addresses", "0.0.0.0:15006", "127.0.0.1:15006", "127.0.0.1:15006", true, true},
+		{"one of its addresses, which takes both families", "[::]:15006", "127.0.0.1:15006", "127.0.0.1:15006", true, true},
+		{"IPv6", "[::]:15006", "[::1]:15006", "[::1]:15006", true, true},
+		{"the application's port", "0.0.0.0:15006", "127.0.0.1:15006", "127.0.0.1:8080", true, false},
+		{"another host's address", "0.0.0.0:15006", "192.0.2.1:15006", "192.0.2.1:15006", true, false},
+		{"another port", "0.0.0.0:15006", "127.0.0.1:8080", "127.0.0.1:8080", false, false},
+		{"another address", "127.0.0.1:15006", "127.0.0.2:15006", "127.0.0.2:15006", false, false},
+		{"another family", "0.0.0.0:15006", "[::1]:15006", "[::1]:15006", false, false},
+	} {
+		a := &active{addresses: []conn.Address{conn.TCP(netip.MustParseAddrPort(c.listens))}}
+		meant := netip.MustParseAddrPort(c.meant)
+		if got := a.listensAt(meant); got != c.own {
+			t.Errorf("%s: the listener's own: %t, want %t", c.name, got, c.own)
+		}
+		s := &tcpSession{k: &connection{ownDst: c.own}, cluster: e.clusters.Ref("backend").Cluster()}
+		s.k.OriginalDst = meant
+		if got := s.toItself(netip.MustParseAddrPort(c.to)); got != c.circle {
+			t.Errorf("%s: a circle: %t, want %t", c.name, got, c.circle)
+		}
 	}
 }

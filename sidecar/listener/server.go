@@ -207,6 +207,20 @@ func (s *Server) holds(addr conn.Address) bool {
 	return false
 }
 
+// listensAt says whether a connection to that address is one to this listener.
+func (a *active) listensAt(dst netip.AddrPort) bool {
+	for _, b := range a.addresses {
+		if sameAddr(b.IP, dst) {
+			return true
+		}
+		// [::] may take IPv4 too, and 0.0.0.0 nothing else.
+		if any := b.IP.Addr(); any.IsUnspecified() && b.IP.Port() == dst.Port() && (any.Is6() || dst.Addr().Unmap().Is4()) {
+			return true
+		}
+	}
+	return false
+}
+
 func bindError(name string, addr conn.Address, err error) error {
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return fmt.Errorf("listener %q: %s is in use by another process; stop it or choose another port", name, addr)

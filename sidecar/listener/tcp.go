@@ -2,6 +2,7 @@ package listener
 
 import (
 	"math/rand/v2"
+	"net/netip"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -119,6 +120,11 @@ func (t *tcpSession) dial() {
 		t.finish(stream.FlagUH, "")
 		return
 	}
+	if t.toItself(host.Address()) {
+		t.k.local.parent.server.limitedLog("connection to the listener that accepted it was not made", "listener", t.k.cfg.Name, "cluster", t.cluster.Config.Name, "address", host.Address())
+		t.finish(stream.FlagUH, "")
+		return
+	}
 	if t.record != nil {
 		t.record.Cluster, t.record.Host = t.cluster.Config.Name, host
 		t.record.Attempts = t.attempts
@@ -127,6 +133,15 @@ func (t *tcpSession) dial() {
 	if t.up == nil {
 		t.finish(stream.FlagUO, "")
 	}
+}
+
+// toItself says that the connection would come back to the listener that it came
+// from, and go round for ever. Whoever was redirected can not make that happen:
+// see restore. The client of a TPROXY listener's own address can, where an
+// ORIGINAL_DST cluster does not give it another port; and then the address is
+// looked at, since with a listener on any address it may be another host's.
+func (t *tcpSession) toItself(to netip.AddrPort) bool {
+	return t.k.ownDst && t.cluster.Config.Discovery == upstream.OriginalDst && sameAddr(to, t.k.OriginalDst) && conn.IsOwn(to.Addr())
 }
 
 // finish ends the session: both sides are closed, the log is written once.
