@@ -115,6 +115,7 @@ type Conn struct {
 	wantShut   bool // shut down the writing half when all is sent
 	shut       bool
 	lingering  bool // CloseAfterFlush: input is dropped
+	brief      bool // patience ends with what waits
 	wasFull    bool
 	flushing   bool // TurnEnd is registered
 	turning    bool // Turn is registered
@@ -249,6 +250,9 @@ func (c *Conn) Full() bool {
 	return true
 }
 
+// Unsent is how much was written and not given to the kernel yet.
+func (c *Conn) Unsent() int { return c.pending() }
+
 func (c *Conn) pending() int {
 	n := c.out.Len()
 	if c.sec != nil {
@@ -301,11 +305,16 @@ func (c *Conn) Reset() {
 	if c.closed {
 		return
 	}
-	if !c.peerIsUnix() {
+	c.abort()
+	c.close(nil)
+}
+
+// abort has the socket closed with RST.
+func (c *Conn) abort() {
+	if c.fd >= 0 && !c.peerIsUnix() {
 		// RST is what a zero linger time means.
 		_ = unix.SetsockoptLinger(c.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	}
-	c.close(nil)
 }
 
 func (c *Conn) peerIsUnix() bool { return !c.local.IsValid() && !c.remote.IsValid() }
@@ -315,7 +324,8 @@ func (c *Conn) peerIsUnix() bool { return !c.local.IsValid() && !c.remote.IsVali
 // unread input makes the kernel send RST, which would destroy the last response
 // on its way. The connection is closed in any case when nothing was sent for
 // the timeout (0 is one second), when the peer does not close within it after
-// that, or when it sends too much.
+// that, or when it sends too much; with RST if something still waits, since the
+// peer must not take what it has got for all there was.
 func (c *Conn) CloseAfterFlush(timeout time.Duration) {
 	if c.closed || c.lingering {
 		return
@@ -327,15 +337,31 @@ func (c *Conn) CloseAfterFlush(timeout time.Duration) {
 	c.linger(nil, timeout)
 }
 
+// CloseAfterSlowFlush is CloseAfterFlush for a peer that may pause: patience is
+// for what waits alone; the peer has a second to close when all is sent.
+func (c *Conn) CloseAfterSlowFlush(patience time.Duration) {
+	c.brief = true
+	c.CloseAfterFlush(patience)
+}
+
 func (c *Conn) linger(err error, timeout time.Duration) {
 	if timeout <= 0 {
 		timeout = lingerTime
 	}
 	c.lingering, c.wantShut, c.err, c.patience = true, true, err, timeout
-	c.w.Schedule(&c.timer, timeout)
+	c.waitOn()
 	c.unspliceInput()
 	c.Flush()
 	c.again()
+}
+
+// waitOn starts the time anew for a peer that did its part so far.
+func (c *Conn) waitOn() {
+	d := c.patience
+	if c.brief && c.pending() == 0 {
+		d = lingerTime
+	}
+	c.w.Schedule(&c.timer, d)
 }
 
 // close closes the socket and has Closed called at the end of the turn, when
@@ -393,12 +419,21 @@ func (closedHandler) Closed(error)      {}
 func (c *Conn) timeout() {
 	switch {
 	case c.lingering:
-		c.close(c.err)
+		c.giveUp()
 	case c.connecting:
 		c.close(ErrConnectTimeout)
 	default:
 		c.close(ErrHandshakeTimeout)
 	}
+}
+
+// giveUp ends the lingering for a peer that does not do its part. Whether what
+// waits is lost decides how.
+func (c *Conn) giveUp() {
+	if c.pending() > 0 {
+		c.abort()
+	}
+	c.close(c.err)
 }
 
 // established starts the flow of the handler's bytes.

@@ -470,3 +470,46 @@ func TestSlowReaderGetsTheLastResponse(t *testing.T) {
 	c.Close()
 	_ = s.wait(t)
 }
+
+// TestWhatIsGivenUpIsReset: a reader must not take a part for the whole.
+func TestWhatIsGivenUpIsReset(t *testing.T) {
+	response := pattern(24 << 20) // more than the kernel's buffers take
+	for name, end := range map[string]func(*Conn){
+		"nothing is read in time": func(c *Conn) { c.CloseAfterFlush(20 * time.Millisecond) },
+		"nor within the patience": func(c *Conn) { c.CloseAfterSlowFlush(20 * time.Millisecond) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := worker(t)
+			s := newScript()
+			s.connected = func() {
+				s.c.Write(response)
+				end(s.c)
+			}
+			addr := listen(t, w, func(c *Conn) { s.c = c; c.Start(s) })
+			c := dialNet(t, addr)
+			_ = s.wait(t)
+			n, err := io.Copy(io.Discard, c)
+			if !errors.Is(err, syscall.ECONNRESET) || n >= int64(len(response)) {
+				t.Fatalf("%d of %d bytes, then %v; want a reset", n, len(response), err)
+			}
+		})
+	}
+}
+
+// TestPatienceIsForWhatWaits: a peer that has got everything and does not close is not waited for.
+func TestPatienceIsForWhatWaits(t *testing.T) {
+	w := worker(t)
+	response := pattern(24 << 20)
+	s := newScript()
+	s.connected = func() {
+		s.c.Write(response)
+		s.c.CloseAfterSlowFlush(time.Hour)
+	}
+	addr := listen(t, w, func(c *Conn) { s.c = c; c.Start(s) })
+	c := dialNet(t, addr)
+	got, err := io.ReadAll(c)
+	if err != nil || !bytes.Equal(got, response) {
+		t.Fatalf("got %d of %d bytes, %v", len(got), len(response), err)
+	}
+	_ = s.wait(t)
+}

@@ -195,7 +195,7 @@ func (c *Conn) discard() {
 		return
 	}
 	if c.lingered += int32(n); c.lingered > lingerBytes {
-		c.close(c.err)
+		c.giveUp()
 	}
 }
 

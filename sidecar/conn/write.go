@@ -73,7 +73,7 @@ func (c *Conn) flush() {
 	}
 	if c.lingering && c.pending() < before {
 		// A slow reader gets the last response whole as long as it reads.
-		c.w.Schedule(&c.timer, c.patience)
+		c.waitOn()
 	}
 	if c.wantShut && !c.shut && (c.open || c.lingering) && c.pending() == 0 {
 		c.shutdown()

@@ -48,7 +48,7 @@ func TestAConnectionGoesToTheListenerOfItsDestination(t *testing.T) {
 	apply("orders", "240.0.0.1:80", false, 202)
 	apply("any", "0.0.0.0:9000", false, 203)
 	apply("six", "[fd00::1]:80", false, 204)
-	e.settle()
+	e.on(func() {}) // behind what Apply and Remove have posted
 	get := func(to string) int {
 		t.Helper()
 		next.Store(netip.AddrPort{})
@@ -84,7 +84,7 @@ func TestAConnectionGoesToTheListenerOfItsDestination(t *testing.T) {
 		}
 	}
 	e.server.Remove("orders")
-	e.settle()
+	e.on(func() {})
 	if got := get("240.0.0.1:80"); got != 201 {
 		t.Errorf("after its removal the listener still answers %d", got)
 	}
@@ -101,13 +101,6 @@ func (e *engine) circle(name string, hash uint64, transparent bool) *Config {
 		Addresses: []conn.Address{conn.TCP(netip.MustParseAddrPort("127.0.0.1:0"))},
 		Default: &Chain{Name: "unknown", Key: "unknown", TCP: &TCPProxy{StatPrefix: name, Stats: stats, TotalWeight: 1, Idle: time.Hour,
 			Clusters: []route.WeightedCluster{{Cluster: route.ClusterRef{Name: "backend", Ref: e.clusters.Ref("backend")}, Weight: 1}}}}}
-}
-
-// settle waits for what Apply and Remove have posted.
-func (e *engine) settle() {
-	done := make(chan struct{})
-	e.worker.Post(func() { close(done) })
-	<-done
 }
 
 // TestNobodyIsLedInACircle: a connection to the listener's own address stays with it, though a listener without a socket
@@ -147,7 +140,7 @@ func TestNobodyIsLedInACircle(t *testing.T) {
 				if err := e.server.Apply(any); err != nil {
 					t.Fatal(err)
 				}
-				e.settle()
+				e.on(func() {})
 				conn, err := net.Dial("tcp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port).String())
 				if err != nil {
 					t.Fatal(err)

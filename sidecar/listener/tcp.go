@@ -37,13 +37,15 @@ var TCPStats = metric.NewLayout(
 
 // tcpSession is a connection under the TCP proxy: bytes of either side go to
 // the other, each side's end of sending is passed on, and a side that takes
-// nothing stops the other one's reading. Owned by the connection's worker.
+// nothing stops the other one's reading. When both sides have ended their sending
+// each connection closes by itself, once what waits for it is gone; the session
+// lasts as long as the client's. Owned by the connection's worker.
 type tcpSession struct {
 	k        *connection
 	proxy    *TCPProxy
 	stats    *metric.Block
 	cluster  *upstream.Cluster
-	up       *upstream.RawClient
+	up       *upstream.RawClient // nil before the first attempt and after the last Closed
 	upReady  bool
 	upPaused bool // the client reads too slowly
 	kPaused  bool // the upstream does, or is not there yet
@@ -52,6 +54,7 @@ type tcpSession struct {
 	ended    bool
 	attempts uint32
 	active   time.Time
+	sent     uint64 // to both sides, when idleTimeout looked last
 	touch    func() // notes the activity of a spliced burst; nil until there is one
 	idle     loop.Timer
 	life     loop.Timer
@@ -165,10 +168,42 @@ func (t *tcpSession) finish(flags stream.Flags, failure string) {
 			l.Log(r)
 		}
 	}
-	if t.up != nil {
+	orderly := flags == 0
+	t.partUpstream(orderly && t.kEOF)
+	t.k.conn.CloseAfterSlowFlush(t.patience(orderly && t.upEOF))
+}
+
+const (
+	// endTime is how long a side may take nothing of what waits for it when
+	// the session ends for a bad reason, or before the other side has said all.
+	endTime = time.Second
+	// endTimeWithoutIdle stands for the idle timeout where there is none: the
+	// session is over, so that nothing else could end the waiting.
+	endTimeWithoutIdle = time.Hour
+)
+
+// patience is how long a side may pause before what waits for it is dropped, and
+// the connection reset. What is whole may be worth waiting for.
+func (t *tcpSession) patience(whole bool) time.Duration {
+	switch {
+	case !whole:
+		return endTime
+	case t.proxy.Idle > 0:
+		return t.proxy.Idle
+	}
+	return endTimeWithoutIdle
+}
+
+// partUpstream lets the upstream have what the client sent before it went. Where
+// nothing waits no byte of an answer for nobody is read any more.
+func (t *tcpSession) partUpstream(whole bool) {
+	switch {
+	case t.up == nil:
+	case t.up.Conn.Unsent() > 0:
+		t.up.Conn.CloseAfterSlowFlush(t.patience(whole))
+	default:
 		t.up.Conn.Close()
 	}
-	t.k.conn.CloseAfterFlush(time.Second)
 }
 
 // Data passes the client's bytes on.
@@ -217,13 +252,12 @@ func (t *tcpSession) EOF() {
 	t.kEOF = true
 	if t.upReady && !t.ended {
 		t.up.Conn.CloseWrite()
-		t.both()
 	}
 }
 
 // Drained lets the upstream be read again.
 func (t *tcpSession) Drained() {
-	if t.upPaused && !t.ended {
+	if t.upPaused && !t.ended && t.up != nil {
 		t.upPaused = false
 		t.up.Conn.ResumeRead()
 	}
@@ -236,19 +270,19 @@ func (t *tcpSession) Closed(error) {
 	t.finish(0, "")
 }
 
-// both ends the session when each side ended its sending.
-func (t *tcpSession) both() {
-	if t.kEOF && t.upEOF && !t.ended {
-		// The upstream connection may still have bytes to send out: it
-		// closes by itself once they are gone, so finish must not.
-		t.up.Conn.CloseAfterFlush(time.Second)
-		t.up = nil
-		t.finish(0, "")
-	}
-}
-
+// idleTimeout ends a session in which nothing is received and nothing sent: what
+// waits for a slow reader is on its way as long as some of it leaves.
 func (t *tcpSession) idleTimeout() {
-	if left := t.proxy.Idle - t.k.Worker.Now().Sub(t.active); left > 0 {
+	left := t.proxy.Idle - t.k.Worker.Now().Sub(t.active)
+	sent := t.k.conn.BytesWritten()
+	if t.up != nil {
+		sent += t.up.Conn.BytesWritten()
+	}
+	if sent != t.sent && left <= 0 {
+		left = t.proxy.Idle // when it left is not known
+	}
+	t.sent = sent
+	if left > 0 {
 		t.k.Worker.Schedule(&t.idle, max(left, time.Millisecond))
 		return
 	}
@@ -305,7 +339,6 @@ func (u *tcpUpstream) EOF() {
 	}
 	t.upEOF = true
 	t.k.conn.CloseWrite()
-	t.both()
 }
 
 // Drained lets the client be read again.
@@ -323,12 +356,14 @@ func (u *tcpUpstream) Closed(error) {
 	if t.ended {
 		return
 	}
-	if t.upReady {
-		t.finish(0, "")
-		return
-	}
 	text := t.up.Text
 	t.up = nil
+	if t.upReady {
+		if !t.kEOF || !t.upEOF { // else the client's connection ends by itself, when it has got what waits
+			t.finish(0, "")
+		}
+		return
+	}
 	if t.attempts < max(t.proxy.Attempts, 1) {
 		t.dial()
 		return
