@@ -196,7 +196,9 @@ func (c *Conn) SetHandshakeTimeout(d time.Duration) { c.patience = d }
 func (c *Conn) Handler() Handler { return c.h }
 
 // Start gives an accepted connection its handler, or any connection another
-// one. Connected is called at once, unless a handshake is under way.
+// one. Connected is called at once, unless a handshake is under way. What was
+// presented to the handler before and not consumed is presented to this one, and
+// EOF comes to it after that though the other had it already.
 func (c *Conn) Start(h Handler) {
 	if c.closed {
 		// Nobody else will tell it.
@@ -206,19 +208,25 @@ func (c *Conn) Start(h Handler) {
 		}
 		return
 	}
-	c.h = h
-	c.fresh = true
+	c.replace(h)
 	if c.open {
 		h.Connected()
 	}
 	c.again()
 }
 
-// SetHandler replaces the handler without a call of Connected.
+// SetHandler is Start without the call of Connected.
 func (c *Conn) SetHandler(h Handler) {
+	c.replace(h)
+	c.again()
+}
+
+func (c *Conn) replace(h Handler) {
 	c.h = h
 	c.fresh = true
-	c.again()
+	if c.eof && c.open {
+		c.eof, c.eofPending = false, true
+	}
 }
 
 // Buffer takes output; Flush must follow.

@@ -513,3 +513,49 @@ func TestPatienceIsForWhatWaits(t *testing.T) {
 	}
 	_ = s.wait(t)
 }
+
+// TestANewHandlerLearnsOfTheEnd: one that is put in place when the peer has ended its sending gets what was not consumed,
+// and then the end, also where it pauses first.
+func TestANewHandlerLearnsOfTheEnd(t *testing.T) {
+	for _, pause := range []bool{false, true} {
+		for _, sent := range []string{"", "not consumed"} {
+			w := worker(t)
+			var got []byte
+			second := newScript()
+			second.data = func(p []byte) int { got = append(got, p...); return len(p) }
+			first := &script{data: func([]byte) int { return 0 }}
+			first.eof = func() {
+				if pause {
+					first.c.PauseRead()
+				}
+				first.c.SetHandler(second)
+			}
+			ended := make(chan struct{})
+			second.eof = func() {
+				if string(got) != sent {
+					t.Errorf("before the end %q was presented, want %q", got, sent)
+				}
+				close(ended)
+			}
+			addr := listen(t, w, func(c *Conn) { first.c = c; c.Start(first) })
+			c := dialNet(t, addr).(*net.TCPConn)
+			if _, err := io.WriteString(c, sent); err != nil {
+				t.Fatal(err)
+			}
+			_ = c.CloseWrite()
+			for paused := pause; paused; {
+				on(w, func() {
+					if first.c != nil && first.c.Handler() == second {
+						first.c.ResumeRead()
+						paused = false
+					}
+				})
+			}
+			<-ended
+			on(w, func() { first.c.CloseWrite() }) // both halves are closed
+			if err := second.wait(t); err != nil {
+				t.Errorf("closed with %v", err)
+			}
+		}
+	}
+}

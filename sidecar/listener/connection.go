@@ -37,6 +37,7 @@ type connection struct {
 	phase phase
 
 	proxied bool // the PROXY header was read
+	ended   bool // the client ended its sending while it was inspected
 	// redirected says that the client meant OriginalDst and knows nothing of this listener; ownDst that it meant the
 	// listener, and that OriginalDst is the listener's own address, as TPROXY's sockets say.
 	redirected, ownDst bool
@@ -72,7 +73,7 @@ func (l *workerListener) take(k *connection) bool {
 	st := a.stats.At(l.worker.ID())
 	st.Inc(statTotal)
 	st.Add(statActive, 1)
-	k.conn.SetLimit(cfg.BufferLimit)
+	k.conn.SetLimit(inspectLimit(cfg.BufferLimit))
 	k.local, k.cfg, k.Listener = l, cfg, cfg.Name
 	k.index = len(l.open)
 	l.open = append(l.open, k)
@@ -95,7 +96,7 @@ func (k *connection) Connected() {
 		if k.cfg.OriginalDst && !k.restore() {
 			return
 		}
-		if !k.cfg.Inspect && !k.cfg.ProxyHeader && !k.cfg.HTTPInspect {
+		if !k.cfg.inspects() {
 			k.choose()
 			return
 		}
@@ -168,92 +169,6 @@ func (k *connection) Data(p []byte) int {
 	return k.handler.Data(p)
 }
 
-// maxInspect bounds what inspection waits for: a ClientHello fits in a record.
-const maxInspect = 16<<10 + 512
-
-func (k *connection) inspect(p []byte) int {
-	n := 0
-	if k.cfg.ProxyHeader && !k.proxied {
-		src, dst, used, more, err := conn.ParseProxyHeader(p)
-		switch {
-		case err != nil && k.cfg.ProxyOption:
-			// Not a PROXY header, and the listener takes connections without one.
-		case err != nil:
-			k.local.count(statProxyError)
-			k.conn.Reset()
-			return len(p)
-		case more && len(p) < maxInspect:
-			return 0
-		default:
-			if src.IsValid() {
-				k.Remote, k.Direct = src, src
-				k.Local = dst
-				k.conn.SetRemoteAddr(src)
-			}
-			n = used
-		}
-		k.proxied = true
-		p = p[n:]
-	}
-	if k.cfg.Inspect {
-		if len(p) == 0 {
-			return n
-		}
-		hello, more, err := conn.ParseClientHello(p)
-		if more && len(p) < maxInspect {
-			return n
-		}
-		if err == nil && !more {
-			k.transport, k.SNI, k.alpn = "tls", hello.ServerName, hello.ALPN
-		}
-	}
-	if k.cfg.HTTPInspect && k.transport == "raw_buffer" {
-		if more := k.inspectHTTP(p); more && len(p) < maxInspect {
-			return n
-		}
-	}
-	stop(k.timer)
-	k.choose()
-	return n
-}
-
-// inspectHTTP finds the version of plaintext HTTP for matching by application protocol.
-func (k *connection) inspectHTTP(p []byte) (more bool) {
-	switch isPreface(p) {
-	case prefaceYes:
-		k.alpn = []string{"h2c"}
-		return false
-	case prefaceMaybe:
-		return true
-	}
-	for i, c := range p {
-		if c != '\n' {
-			continue
-		}
-		line := string(p[:i])
-		for version, name := range map[string]string{" HTTP/1.1\r": "http/1.1", " HTTP/1.0\r": "http/1.0"} {
-			if len(line) > len(version) && line[len(line)-len(version):] == version {
-				k.alpn = []string{name}
-			}
-		}
-		return false
-	}
-	return true
-}
-
-func (k *connection) inspectTimeout() {
-	if k.phase != inspecting {
-		return
-	}
-	k.local.count(statFilterTimeout)
-	if k.cfg.ContinueTime {
-		k.choose()
-		k.conn.SetHandler(k) // has what was looked at presented again
-		return
-	}
-	k.conn.Close()
-}
-
 // choose finds the filter chain and starts its transport socket.
 func (k *connection) choose() {
 	k.chain = k.cfg.match(k)
@@ -262,7 +177,12 @@ func (k *connection) choose() {
 		k.conn.Close()
 		return
 	}
+	if k.ended && k.chain.TLS != nil {
+		k.conn.Close() // no handshake ends well without the client's second flight (RFC 8446 §2)
+		return
+	}
 	k.Chain = k.chain.Name
+	k.conn.SetLimit(k.cfg.BufferLimit)
 	if o := k.cfg.OriginalSrc; o != nil && k.Remote.IsValid() {
 		from := netip.AddrPortFrom(k.Remote.Addr().Unmap(), 0)
 		if o.BindPort {
@@ -318,13 +238,18 @@ func (k *connection) allowed() bool {
 
 // reconsider applies a new configuration of the listener to an open connection:
 // it goes on under the new version of its filter chain, if there is one, and
-// drains otherwise. A connection that a new policy forbids is closed.
+// drains otherwise. A connection that a new policy forbids is closed. One that is
+// still inspected gets its chain of the new ones, at once if they ask for nothing:
+// its client may be silent.
 func (k *connection) reconsider(cfg *Config) {
 	if k.phase == closed {
 		return
 	}
 	k.cfg = cfg
 	if k.phase == inspecting {
+		if !cfg.inspects() {
+			k.decide()
+		}
 		return
 	}
 	next := cfg.same(k.chain)
@@ -350,13 +275,16 @@ func (k *connection) drain() {
 	}
 }
 
-// EOF passes on; a connection that ends before it is served is closed.
+// EOF passes on; a connection that ends between inspection and service, in a handshake, is closed.
 func (k *connection) EOF() {
-	if k.handler == nil {
+	switch {
+	case k.phase == inspecting:
+		k.cutOff()
+	case k.handler == nil:
 		k.conn.Close()
-		return
+	default:
+		k.handler.EOF()
 	}
-	k.handler.EOF()
 }
 
 // Drained passes on.
