@@ -42,7 +42,8 @@ type connection struct {
 	// listener, and that OriginalDst is the listener's own address, as TPROXY's sockets say.
 	redirected, ownDst bool
 
-	transport string // "tls" or "raw_buffer", as inspection found
+	line      requestLine // as far as inspection has read it
+	transport string      // "tls" or "raw_buffer", as inspection found
 	alpn      []string
 
 	handler conn.Handler // http or tcp once serving

@@ -1,6 +1,10 @@
 package listener
 
-import "sallyport/sidecar/conn"
+import (
+	"strings"
+
+	"sallyport/sidecar/conn"
+)
 
 // maxInspect bounds what inspection waits for: a ClientHello fits in a record.
 const maxInspect = 16<<10 + 512
@@ -100,26 +104,156 @@ func (k *connection) decide() {
 	k.conn.SetHandler(k)
 }
 
+// As inspection names what it found.
+var (
+	alpnHTTP10 = []string{"http/1.0"}
+	alpnHTTP11 = []string{"http/1.1"}
+	alpnH2C    = []string{"h2c"}
+)
+
 // inspectHTTP finds the version of plaintext HTTP for matching by application protocol.
+//
+// Envoy's inspector calls a request HTTP whatever the form of its target, and so
+// does this one where the client speaks to this listener. A client that was
+// redirected means somebody else: CONNECT and absolute-form (RFC 9112 §3.2.2,
+// §3.2.3) are then for the forward proxy that it was connecting to, which needs
+// them as they are. A connection manager would refuse the one, and rewrite the
+// other to the origin-form that a proxy does not take. They are no HTTP to us.
 func (k *connection) inspectHTTP(p []byte) (more bool) {
 	switch isPreface(p) {
 	case prefaceYes:
-		k.alpn = []string{"h2c"}
+		k.alpn = alpnH2C
 		return false
 	case prefaceMaybe:
 		return true
 	}
-	for i, c := range p {
-		if c != '\n' {
-			continue
-		}
-		line := string(p[:i])
-		for version, name := range map[string]string{" HTTP/1.1\r": "http/1.1", " HTTP/1.0\r": "http/1.0"} {
-			if len(line) > len(version) && line[len(line)-len(version):] == version {
-				k.alpn = []string{name}
-			}
-		}
-		return false
+	switch k.line.scan(p, k.redirected) {
+	case lineGoesOn:
+		return true
+	case lineHTTP10:
+		k.alpn = alpnHTTP10
+	case lineHTTP11:
+		k.alpn = alpnHTTP11
 	}
-	return true
+	return false
 }
+
+// requestLine tells a request line of HTTP/1 (RFC 9112 §3) from the beginning of
+// another protocol, at the first byte that it cannot have: who speaks another
+// protocol may be waiting for an answer. It looks at each byte once, however few
+// come at a time.
+type requestLine struct {
+	part  linePart
+	size  int8 // of the part, where that is bounded
+	minor byte // of the version
+	read  int  // bytes looked at
+}
+
+type linePart uint8
+
+const (
+	partMethod linePart = iota
+	partTarget          // its first byte
+	partScheme
+	partSlashes // behind a scheme
+	partRest    // of the target
+	partVersion
+)
+
+// What a line is.
+type lineIs uint8
+
+const (
+	lineGoesOn lineIs = iota
+	lineNotHTTP
+	lineHTTP10
+	lineHTTP11
+)
+
+// maxMethod is longer than any method of the registry (RFC 9110 §16.1).
+const maxMethod = 32
+
+// scan goes on in p, which begins with the line.
+func (l *requestLine) scan(p []byte, originOnly bool) lineIs {
+	for l.read < len(p) {
+		c := p[l.read]
+		if l.part == partVersion {
+			if is := l.version(c); is != lineGoesOn {
+				return is
+			}
+		} else if !l.fits(c, p[:l.read], originOnly) {
+			return lineNotHTTP
+		}
+		l.read++
+	}
+	return lineGoesOn
+}
+
+// fits says whether c can follow before in a method or target.
+func (l *requestLine) fits(c byte, before []byte, originOnly bool) bool {
+	switch l.part {
+	case partMethod:
+		if c == ' ' {
+			l.part = partTarget
+			return l.size > 0
+		}
+		l.size++
+		return l.size <= maxMethod && isToken(c)
+	case partTarget:
+		switch {
+		case c == '/' || c == '*': // origin-form and asterisk-form
+			l.part = partRest
+		case c == ' ': // RFC 9112 §3 lets a server take more than one; whether it does is the codec's affair
+			return true
+		case originOnly:
+			return false
+		case string(before) == "CONNECT ":
+			l.part = partRest
+		default:
+			l.part = partScheme
+			return isAlpha(c)
+		}
+	case partScheme: // RFC 3986 §3.1
+		if c == ':' {
+			l.part, l.size = partSlashes, 0
+			return true
+		}
+		return isAlpha(c) || isDigit(c) || c == '+' || c == '-' || c == '.'
+	case partSlashes:
+		if l.size++; l.size == 2 {
+			l.part = partRest
+		}
+		return c == '/'
+	case partRest:
+		if c == ' ' {
+			l.part, l.size = partVersion, 0
+			return true
+		}
+	}
+	return c > ' ' && c < 0x7f
+}
+
+// version reads on in HTTP-version and the line's end.
+func (l *requestLine) version(c byte) lineIs {
+	const pattern = "HTTP/1.x\r\n"
+	switch {
+	case pattern[l.size] == 'x' && (c == '0' || c == '1'):
+		l.minor = c
+	case pattern[l.size] == 'x' || c != pattern[l.size]:
+		return lineNotHTTP
+	}
+	if l.size++; int(l.size) < len(pattern) {
+		return lineGoesOn
+	}
+	if l.minor == '0' {
+		return lineHTTP10
+	}
+	return lineHTTP11
+}
+
+func isToken(c byte) bool {
+	return isAlpha(c) || isDigit(c) || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0 // RFC 9110 §5.6.2
+}
+
+func isAlpha(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }

@@ -2,6 +2,8 @@ package listener
 
 import (
 	"bufio"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -143,6 +145,107 @@ func TestAServerThatSpeaksFirstIsNotWaitedForLong(t *testing.T) {
 			b := make([]byte, len(want))
 			if _, err := io.ReadFull(c, b); err != nil || string(b) != want {
 				t.Fatalf("%q, %v", b, err)
+			}
+		})
+	}
+}
+
+// TestARequestLineIsKnownByItsFirstImpossibleByte: however the bytes come.
+func TestARequestLineIsKnownByItsFirstImpossibleByte(t *testing.T) {
+	long := strings.Repeat("M", maxMethod)
+	for _, c := range []struct {
+		line string // the last byte decides
+		is   lineIs
+		// redirected is what it is on a connection that was redirected, where that differs, and the byte that decides.
+		redirected lineIs
+		at         int
+	}{
+		{line: "GET / HTTP/1.1\r\n", is: lineHTTP11},
+		{line: "GET / HTTP/1.0\r\n", is: lineHTTP10},
+		{line: "M-SEARCH /a?b=c#d HTTP/1.1\r\n", is: lineHTTP11},
+		{line: "OPTIONS * HTTP/1.1\r\n", is: lineHTTP11},
+		{line: "GET  / HTTP/1.1\r\n", is: lineHTTP11},
+		{line: long + " / HTTP/1.1\r\n", is: lineHTTP11},
+		{line: "GET /" + strings.Repeat("a", 9000), is: lineGoesOn},
+		{line: "GET", is: lineGoesOn},
+		{line: "", is: lineGoesOn},
+		{line: "CONNECT a.example:443 HTTP/1.1\r\n", is: lineHTTP11, redirected: lineNotHTTP, at: len("CONNECT ")},
+		{line: "CONNECT [::1]:443 HTTP/1.1\r\n", is: lineHTTP11, redirected: lineNotHTTP, at: len("CONNECT ")},
+		{line: "GET http://a.example/ HTTP/1.1\r\n", is: lineHTTP11, redirected: lineNotHTTP, at: len("GET ")},
+		{line: "GET coap+tcp-1.0://a HTTP/1.0\r\n", is: lineHTTP10, redirected: lineNotHTTP, at: len("GET ")},
+
+		{line: "\x00", is: lineNotHTTP}, // PostgreSQL, Kafka
+		{line: "\x10", is: lineNotHTTP}, // MQTT
+		{line: "\x80", is: lineNotHTTP},
+		{line: "\x7f", is: lineNotHTTP},
+		{line: " ", is: lineNotHTTP},
+		{line: "\r", is: lineNotHTTP},
+		{line: "{", is: lineNotHTTP},
+		{line: "*1\r", is: lineNotHTTP},                  // Redis
+		{line: "PING\r", is: lineNotHTTP},                // Redis, typed
+		{line: "SSH-2.0-OpenSSH_9.6\r", is: lineNotHTTP}, //
+		{line: "SSH-2.0-OpenSSH_9.6 Debian-1\r", is: lineNotHTTP, redirected: lineNotHTTP, at: len("SSH-2.0-OpenSSH_9.6 ")},
+		{line: "get key\r", is: lineNotHTTP, redirected: lineNotHTTP, at: len("get ")}, // memcached
+		{line: "set key ", is: lineNotHTTP, redirected: lineNotHTTP, at: len("set ")},
+		{line: "set 1", is: lineNotHTTP},
+		{line: long + "M", is: lineNotHTTP},
+		{line: "GET /a b", is: lineNotHTTP},
+		{line: "GET /\t", is: lineNotHTTP},
+		{line: "GET /\x7f", is: lineNotHTTP},
+		{line: "GET /\xc3", is: lineNotHTTP},
+		{line: "GET /\r", is: lineNotHTTP}, // HTTP/0.9
+		{line: "GET / h", is: lineNotHTTP},
+		{line: "GET / HTTP/2", is: lineNotHTTP},
+		{line: "GET / HTTP/1.2", is: lineNotHTTP},
+		{line: "GET / HTTP/1.x", is: lineNotHTTP},
+		{line: "GET / HTTP/1.1\n", is: lineNotHTTP},
+		{line: "GET / HTTP/1.1 ", is: lineNotHTTP},
+		{line: "GET / HTTP/1.1\rx", is: lineNotHTTP},
+		{line: "GET http:/x", is: lineNotHTTP, redirected: lineNotHTTP, at: len("GET ")},
+		{line: "CONNECT \r", is: lineNotHTTP},
+		{line: "CONNECTS a:4", is: lineNotHTTP, redirected: lineNotHTTP, at: len("CONNECTS ")},
+	} {
+		for _, originOnly := range []bool{false, true} {
+			want, at := c.is, len(c.line)-1
+			if originOnly && c.redirected != 0 {
+				want, at = c.redirected, c.at
+			}
+			var whole, piecewise requestLine
+			if got := whole.scan([]byte(c.line), originOnly); got != want {
+				t.Errorf("%q, redirected %t: %d, want %d", c.line, originOnly, got, want)
+			}
+			got, n := lineGoesOn, 0
+			for ; n < len(c.line) && got == lineGoesOn; n++ {
+				got = piecewise.scan([]byte(c.line[:n+1]), originOnly)
+			}
+			if got != want || want != lineGoesOn && n-1 != at {
+				t.Errorf("%q, redirected %t, in pieces: %d after %d bytes, want %d after %d", c.line, originOnly, got, n, want, at+1)
+			}
+		}
+	}
+}
+
+// TestWhatCannotBeHTTPIsNotWaitedFor: the time of the listener filters is over for no client of a test.
+func TestWhatCannotBeHTTPIsNotWaitedFor(t *testing.T) {
+	e := newEngine(t).to(welcome(t))
+	at := e.inspected(time.Hour)
+	for name, first := range map[string]string{"PostgreSQL": "\x00\x00\x00\x08\x04\xd2\x16\x2f", "Redis": "*1\r\n$4\r\nPING\r\n", "memcached": "get key\r\n", "not quite HTTP/2": "PRI * HTTP/2.0\r\n\r\nHM"} {
+		t.Run(name, func(t *testing.T) {
+			c := dialTCP(t, at)
+			_ = c.SetNoDelay(true)
+			for i := range first { // one by one
+				if _, err := io.WriteString(c, first[i:i+1]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want := "220 welcome\n"
+			b := make([]byte, len(want))
+			if _, err := io.ReadFull(c, b); err != nil || string(b) != want {
+				t.Fatalf("%q, %v", b, err)
+			}
+			_ = c.CloseWrite()
+			if b, err := io.ReadAll(c); err != nil || string(b) != first {
+				t.Fatalf("the server heard %q, %v", b, err)
 			}
 		})
 	}
@@ -315,5 +418,58 @@ func TestTheFirstBytesMayBeMoreThanTheBufferLimit(t *testing.T) {
 	defer resp.Body.Close()
 	if b, err := io.ReadAll(resp.Body); err != nil || string(b) != path {
 		t.Fatalf("%d bytes, %v", len(b), err)
+	}
+}
+
+// TestARequestToAForwardProxyIsLeftAsItIs: on a connection that was redirected, whose client knows nothing of the listener.
+func TestARequestToAForwardProxyIsLeftAsItIs(t *testing.T) {
+	l := listenTCP(t)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				line, _ := bufio.NewReader(c).ReadString('\n')
+				_, _ = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(line), line)
+			}()
+		}
+	}()
+	for _, c := range []struct {
+		line       string
+		redirected bool
+		want       string // what the server hears; "": the connection manager answers itself
+	}{
+		{"GET /x HTTP/1.1", true, "GET /x HTTP/1.1"},
+		{"GET http://a.example/x HTTP/1.1", true, "GET http://a.example/x HTTP/1.1"},
+		{"CONNECT a.example:443 HTTP/1.1", true, "CONNECT a.example:443 HTTP/1.1"},
+		{"GET http://a.example/x HTTP/1.1", false, "GET /x HTTP/1.1"},
+		{"CONNECT a.example:443 HTTP/1.1", false, ""},
+	} {
+		t.Run(fmt.Sprintf("%s, redirected %t", c.line, c.redirected), func(t *testing.T) {
+			e := newEngine(t).to(l.Addr().String())
+			e.server.origin = func(*conn.Conn) (netip.AddrPort, error) {
+				if !c.redirected {
+					return netip.AddrPort{}, errors.New("not redirected")
+				}
+				return netip.MustParseAddrPort("192.0.2.1:3128"), nil
+			}
+			client := dialTCP(t, e.inspected(time.Hour, func(c *Config) { c.OriginalDst = true }))
+			if _, err := fmt.Fprintf(client, "%s\r\nHost: a.example:443\r\nX: y\r\n\r\n", c.line); err != nil {
+				t.Fatal(err)
+			}
+			resp, err := http.ReadResponse(bufio.NewReader(client), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			b, _ := io.ReadAll(resp.Body)
+			tcp := e.metrics.Set("tcp", "t", TCPStats).Value(tcpTotal) == 1
+			if byTCP := c.redirected && c.line != "GET /x HTTP/1.1"; strings.TrimSpace(string(b)) != c.want || tcp != byTCP {
+				t.Errorf("%d, the server heard %q; as TCP: %t", resp.StatusCode, b, tcp)
+			}
+		})
 	}
 }
