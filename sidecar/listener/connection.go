@@ -38,8 +38,8 @@ type connection struct {
 
 	proxied bool // the PROXY header was read
 	ended   bool // the client ended its sending while it was inspected
-	// redirected says that the client meant OriginalDst and knows nothing of this listener; ownDst that it meant the
-	// listener, and that OriginalDst is the listener's own address, as TPROXY's sockets say.
+	// redirected says that the client meant OriginalDst and knows nothing of this listener, ownDst that OriginalDst is
+	// an address of this very listener: who goes on to it comes back here.
 	redirected, ownDst bool
 
 	line      requestLine // as far as inspection has read it
@@ -116,29 +116,22 @@ func (k *connection) Connected() {
 // restore finds out where the client meant to go, and hands the connection over
 // to the listener of that address where there is one. false: it was refused.
 //
-// Who connects to this listener itself was not redirected: the listener keeps the
-// connection, as Envoy does, which finds the listener of an address before that
-// of any address. It has no original destination then, or an ORIGINAL_DST
-// cluster would lead it here again, and again, until no file descriptor is left.
+// Who connects to this listener itself stays with it, as with Envoy, which finds
+// the listener of an address before that of any address.
 func (k *connection) restore() bool {
 	dst, err := k.local.parent.server.origin(k.conn)
-	switch {
-	case err == nil && sameAddr(dst, k.Local):
-		return true
-	case err == nil:
-		k.redirected = true
-	case !k.cfg.Transparent:
-		return true
-	default:
-		// TPROXY leaves the packet as it is: the socket's own address is the destination, also of who was not redirected.
-		// It stays, since an ORIGINAL_DST cluster may lead it to another port (upstream_port_override).
-		dst = k.Local
-		k.ownDst = k.local.parent.listensAt(dst)
-		k.redirected = !k.ownDst
+	if err != nil {
+		if !k.cfg.Transparent {
+			return true
+		}
+		dst = k.Local // TPROXY leaves the packet as it is
 	}
+	// Under TPROXY the two are always the same, and which port it is makes the difference.
+	k.ownDst = sameAddr(dst, k.Local) && k.local.parent.listensAt(dst)
+	k.redirected = !k.ownDst
 	k.OriginalDst, k.Local = dst, dst
 	k.conn.SetLocalAddr(dst)
-	if !k.cfg.HandOff || !k.redirected {
+	if !k.cfg.HandOff || k.ownDst {
 		return true
 	}
 	if l := k.local.virtual.find(dst); l != nil && l != k.local {
@@ -215,6 +208,11 @@ func (k *connection) serve() {
 		return
 	}
 	if k.chain.HTTP != nil {
+		if k.ownDst && !k.cfg.Transparent {
+			// An ORIGINAL_DST cluster would lead each request here again, and again, until no file descriptor is left.
+			// Under TPROXY it must have the address, to which it gives the application's port (upstream_port_override).
+			k.OriginalDst = netip.AddrPort{}
+		}
 		k.http = newHTTPServer(k)
 		k.handler = k.http
 	} else {

@@ -95,59 +95,55 @@ func TestAConnectionGoesToTheListenerOfItsDestination(t *testing.T) {
 
 // circle is a listener like a sidecar's virtual one, without its trap: what is not for a listener without a socket goes
 // on to where it was going. Too many connections end the test, not the process.
-func (e *engine) circle(name string, hash uint64, transparent bool) *Config {
+func (e *engine) circle(name, address string, hash uint64) *Config {
 	stats := e.metrics.Set("tcp", name, TCPStats)
-	return &Config{Name: name, StatPrefix: name, Hash: hash, Bind: true, BufferLimit: 1 << 20, OriginalDst: true, HandOff: true, Transparent: transparent, Connections: 16,
-		Addresses: []conn.Address{conn.TCP(netip.MustParseAddrPort("127.0.0.1:0"))},
+	return &Config{Name: name, StatPrefix: name, Hash: hash, Bind: true, BufferLimit: 1 << 20, OriginalDst: true, HandOff: true, Connections: 16,
+		Addresses: []conn.Address{conn.TCP(netip.MustParseAddrPort(address))},
 		Default: &Chain{Name: "unknown", Key: "unknown", TCP: &TCPProxy{StatPrefix: name, Stats: stats, TotalWeight: 1, Idle: time.Hour,
 			Clusters: []route.WeightedCluster{{Cluster: route.ClusterRef{Name: "backend", Ref: e.clusters.Ref("backend")}, Weight: 1}}}}}
+}
+
+// originalDst makes the cluster one of where connections were going; port, where it is not 0, is put in the place of theirs.
+func (e *engine) originalDst(port uint16) {
+	e.cluster.Discovery, e.cluster.Policy, e.cluster.OriginalPort = upstream.OriginalDst, upstream.ClusterProvided, port
+	e.clusters.Set(e.cluster)
+}
+
+// direct are the ways in which the kernel speaks of a connection that was not redirected.
+var direct = map[string]struct {
+	transparent bool
+	origin      func(*conn.Conn) (netip.AddrPort, error)
+}{
+	"netfilter knows it":         {false, func(c *conn.Conn) (netip.AddrPort, error) { return c.LocalAddr(), nil }},
+	"netfilter knows it, TPROXY": {true, func(c *conn.Conn) (netip.AddrPort, error) { return c.LocalAddr(), nil }},
+	"netfilter calls it IPv6": {false, func(c *conn.Conn) (netip.AddrPort, error) {
+		a := c.LocalAddr()
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr().As16()), a.Port()), nil
+	}},
+	"TPROXY": {true, func(*conn.Conn) (netip.AddrPort, error) { return netip.AddrPort{}, errors.New("not redirected") }},
+}
+
+// applyAs applies a configuration in two steps, since no socket of a test is transparent: the second is an update, which keeps it.
+func (e *engine) applyAs(transparent bool, cfg *Config) netip.AddrPort {
+	e.t.Helper()
+	e.change(cfg)
+	e.change(cfg, func(c *Config) { c.Transparent = transparent })
+	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), e.server.AddrOf(cfg.Name).Port())
 }
 
 // TestNobodyIsLedInACircle: a connection to the listener's own address stays with it, though a listener without a socket
 // has the port, and no ORIGINAL_DST cluster leads it back to the listener.
 func TestNobodyIsLedInACircle(t *testing.T) {
-	for name, c := range map[string]struct {
-		transparent bool
-		origin      func(*conn.Conn) (netip.AddrPort, error)
-	}{
-		"netfilter knows the connection": {false, func(c *conn.Conn) (netip.AddrPort, error) { return c.LocalAddr(), nil }},
-		"netfilter calls it IPv6": {false, func(c *conn.Conn) (netip.AddrPort, error) {
-			a := c.LocalAddr()
-			return netip.AddrPortFrom(netip.AddrFrom16(a.Addr().As16()), a.Port()), nil
-		}},
-		"TPROXY": {true, func(*conn.Conn) (netip.AddrPort, error) { return netip.AddrPort{}, errors.New("not redirected") }},
-	} {
+	for name, d := range direct {
 		for _, address := range []string{"127.0.0.1:0", "0.0.0.0:0"} {
 			t.Run(name+", at "+address, func(t *testing.T) {
 				e := newEngine(t)
-				e.cluster.Discovery, e.cluster.Policy = upstream.OriginalDst, upstream.ClusterProvided
-				e.clusters.Set(e.cluster)
-				e.server.origin = c.origin
-				cfg := e.circle("outbound", 1, false)
-				cfg.Addresses = []conn.Address{conn.TCP(netip.MustParseAddrPort(address))}
-				// Twice, since no socket of a test is transparent: the second is an update, which keeps it.
-				for _, transparent := range []bool{false, c.transparent} {
-					next := *cfg
-					next.Transparent = transparent
-					if err := e.server.Apply(&next); err != nil {
-						t.Fatal(err)
-					}
-				}
-				port := e.server.AddrOf("outbound").Port()
-				any := e.circle("any", 2, false)
-				any.Bind, any.OriginalDst, any.HandOff = false, false, false
-				any.Addresses = []conn.Address{conn.TCP(netip.AddrPortFrom(netip.IPv4Unspecified(), port))}
-				if err := e.server.Apply(any); err != nil {
-					t.Fatal(err)
-				}
+				e.originalDst(0)
+				e.server.origin = d.origin
+				at := e.applyAs(d.transparent, e.circle("outbound", address, 1))
+				e.change(e.circle("any", netip.AddrPortFrom(netip.IPv4Unspecified(), at.Port()).String(), 2), func(c *Config) { c.Bind, c.OriginalDst, c.HandOff = false, false, false })
 				e.on(func() {})
-				conn, err := net.Dial("tcp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port).String())
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer conn.Close()
-				_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
-				if b, err := io.ReadAll(conn); err != nil || len(b) != 0 {
+				if b, err := io.ReadAll(dialTCP(t, at.String())); err != nil || len(b) != 0 {
 					t.Errorf("%q, %v; the listener should have ended the connection", b, err)
 				}
 				for name, want := range map[string]int64{"outbound": 1, "any": 0} {
@@ -160,11 +156,60 @@ func TestNobodyIsLedInACircle(t *testing.T) {
 	}
 }
 
+// TestNoRequestIsLedInACircle: nor one of HTTP.
+func TestNoRequestIsLedInACircle(t *testing.T) {
+	e := newEngine(t)
+	e.serve() // for its routes
+	e.originalDst(0)
+	e.server.origin = direct["netfilter knows it"].origin
+	cfg := e.circle("outbound", "127.0.0.1:0", 1)
+	cfg.Default = &Chain{Name: "c", Key: "c", HTTP: e.manager}
+	if code, body := get(t, "http://"+e.applyAs(false, cfg).String()); code != 503 {
+		t.Errorf("%d %q", code, body)
+	}
+	if n := e.metrics.Set("listener", "outbound", stats).Value(statTotal); n != 1 {
+		t.Errorf("the listener has had %d connections, want 1", n)
+	}
+}
+
+// TestAnotherPortIsNoCircle: a cluster leads who connects to the listener itself to the application's port at that address.
+func TestAnotherPortIsNoCircle(t *testing.T) {
+	app := netip.MustParseAddrPort(welcome(t))
+	for name, d := range direct {
+		t.Run(name, func(t *testing.T) {
+			e := newEngine(t)
+			e.originalDst(app.Port())
+			e.server.origin = d.origin
+			c := dialTCP(t, e.applyAs(d.transparent, e.circle("inbound", "0.0.0.0:0", 1)).String())
+			_ = c.CloseWrite()
+			if b, err := io.ReadAll(c); err != nil || string(b) != "220 welcome\n" {
+				t.Errorf("%q, %v", b, err)
+			}
+		})
+	}
+}
+
+// TestAnotherPortIsNoCircleForRequests: under TPROXY, where peers of the mesh connect to the listener itself.
+func TestAnotherPortIsNoCircleForRequests(t *testing.T) {
+	for _, name := range []string{"TPROXY", "netfilter knows it, TPROXY"} {
+		t.Run(name, func(t *testing.T) {
+			e := newEngine(t)
+			e.serve() // for its routes
+			e.originalDst(netip.MustParseAddrPort(backend(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "application") })).Port())
+			e.server.origin = direct[name].origin
+			cfg := e.circle("inbound", "0.0.0.0:0", 1)
+			cfg.Default = &Chain{Name: "c", Key: "c", HTTP: e.manager}
+			if code, body := get(t, "http://"+e.applyAs(true, cfg).String()); code != 200 || body != "application" {
+				t.Errorf("%d %q", code, body)
+			}
+		})
+	}
+}
+
 // TestWhatTPROXYLeadsIn: a connection in a circle is known for sure, or let pass.
 func TestWhatTPROXYLeadsIn(t *testing.T) {
 	e := newEngine(t)
-	e.cluster.Discovery, e.cluster.Policy = upstream.OriginalDst, upstream.ClusterProvided
-	e.clusters.Set(e.cluster)
+	e.originalDst(0)
 	for _, c := range []struct {
 		name, listens string
 		meant, to     string // where the client was going, where the cluster leads

@@ -139,10 +139,10 @@ func (t *tcpSession) dial() {
 }
 
 // toItself says that the connection would come back to the listener that it came
-// from, and go round for ever. Whoever was redirected can not make that happen:
-// see restore. The client of a TPROXY listener's own address can, where an
-// ORIGINAL_DST cluster does not give it another port; and then the address is
-// looked at, since with a listener on any address it may be another host's.
+// from, and go round until no file descriptor is left: an ORIGINAL_DST cluster
+// leads there who connected to the listener itself. Under TPROXY, with a listener
+// on any address, it may have been another host's address with the same port, so
+// that is asked.
 func (t *tcpSession) toItself(to netip.AddrPort) bool {
 	return t.k.ownDst && t.cluster.Config.Discovery == upstream.OriginalDst && sameAddr(to, t.k.OriginalDst) && conn.IsOwn(to.Addr())
 }
