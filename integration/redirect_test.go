@@ -2,8 +2,11 @@ package integration
 
 import (
 	"bufio"
+	"encoding/binary"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -15,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"sallyport/integration/harness"
@@ -24,8 +28,9 @@ import (
 var dialer = harness.Program("dialer", func(args []string) int {
 	fs := flag.NewFlagSet("dialer", flag.ExitOnError)
 	uid, gid, mark := fs.Int("uid", 0, ""), fs.Int("gid", 0, ""), fs.Int("mark", 0, "")
+	port, timeout := fs.Int("port", 0, "to dial from"), fs.Duration("timeout", 10*time.Second, "")
 	_ = fs.Parse(args)
-	d := net.Dialer{Timeout: 10 * time.Second, Control: func(_, _ string, c syscall.RawConn) (err error) {
+	d := net.Dialer{Timeout: *timeout, LocalAddr: &net.TCPAddr{Port: *port}, Control: func(_, _ string, c syscall.RawConn) (err error) {
 		if *mark == 0 {
 			return nil
 		}
@@ -234,13 +239,7 @@ func TestRedirection(t *testing.T) {
 			t.Run(c.name+" by "+backend, func(t *testing.T) {
 				s := *s
 				s.t = t
-				program := "iptables-legacy-restore"
-				if backend == "iptables-nft" {
-					program = "iptables-nft-restore"
-				}
-				if _, err := exec.LookPath(program); err != nil && backend != "nftables" {
-					harness.NotRun(t, program+" is not installed (Debian: iptables)")
-				}
+				needBackend(t, backend)
 				before := network(t, s.a)
 				s.apply(append(c.flags, "--backend", backend)...)
 				once := network(t, s.a)
@@ -272,6 +271,158 @@ func TestRedirection(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestRedirectionOfAConnectionSeenBefore: NAT is decided on the first packet that conntrack sees of a connection. A
+// lone ACK is taken for the middle of one, and no NAT chain minds it; the SYN that comes after it must not reach past
+// the sidecar. The ACK has an MD5 option, for which it is dropped without the RST that would end the matter.
+func TestRedirectionOfAConnectionSeenBefore(t *testing.T) {
+	s := newStreet(t)
+	port := uint16(40000)
+	for _, backend := range []string{"nftables", "iptables-nft", "iptables-legacy"} {
+		t.Run(backend, func(t *testing.T) {
+			s := *s
+			s.t = t
+			needBackend(t, backend)
+			s.apply("--backend", backend)
+			defer s.a.Must(s.bin, "redirect", "cleanup")
+			for _, addr := range []struct{ a, b netip.Addr }{{s.a.IPv4, s.b.IPv4}, {s.a.IPv6, s.b.IPv6}} {
+				port++ // what was tried before has left its own entry
+				server, client := netip.AddrPortFrom(addr.a, 8080), netip.AddrPortFrom(addr.b, port)
+				sendACK(t, s.b, client, server)
+				seen(t, s.a, client, server)
+				if got := s.dial(s.b, server.String(), "-port", fmt.Sprint(port), "-timeout", "1500ms"); !strings.Contains(got, "i/o timeout") {
+					t.Errorf("inbound, after an ACK: %q", got)
+				}
+				if got, want := s.dial(s.b, server.String()), fmt.Sprintf("inbound %s from %s", server, addr.b); got != want {
+					t.Errorf("inbound, from another port: %q, want %q", got, want)
+				}
+				// The application's accomplice on the other host opens its way out.
+				server, client = netip.AddrPortFrom(addr.b, 8080), netip.AddrPortFrom(addr.a, port)
+				sendACK(t, s.b, server, client)
+				seen(t, s.a, server, client)
+				if got := s.dial(s.a, server.String(), "-port", fmt.Sprint(port), "-timeout", "1500ms"); !strings.Contains(got, "i/o timeout") {
+					t.Errorf("outbound, after an ACK from there: %q", got)
+				}
+				if got, want := s.dial(s.a, server.String()), "outbound "+server.String(); got != want {
+					t.Errorf("outbound, from another port: %q, want %q", got, want)
+				}
+			}
+		})
+	}
+}
+
+// TestRedirectionLeavesConnectionsAlone: what is connected when the rules come stays connected, in both directions.
+func TestRedirectionLeavesConnectionsAlone(t *testing.T) {
+	s := newStreet(t)
+	for _, backend := range []string{"nftables", "iptables-nft", "iptables-legacy"} {
+		t.Run(backend, func(t *testing.T) {
+			s := *s
+			s.t = t
+			needBackend(t, backend)
+			var ends []net.Conn
+			for _, way := range [][2]*harness.Host{{s.a, s.b}, {s.b, s.a}} {
+				for _, ip := range []netip.Addr{way[1].IPv4, way[1].IPv6} {
+					l := way[1].Listen("tcp", net.JoinHostPort(ip.String(), "0"), nil)
+					c, err := way[0].Dial("tcp", l.Addr().String())
+					if err != nil {
+						t.Fatal(err)
+					}
+					t.Cleanup(func() { c.Close() })
+					other, err := l.Accept()
+					if err != nil {
+						t.Fatal(err)
+					}
+					t.Cleanup(func() { other.Close() })
+					ends = append(ends, c, other)
+				}
+			}
+			s.apply("--backend", backend)
+			defer s.a.Must(s.bin, "redirect", "cleanup")
+			for i, c := range ends {
+				other := ends[i^1]
+				line := fmt.Sprintf("line %d", i)
+				fmt.Fprint(c, line)
+				_ = other.SetReadDeadline(time.Now().Add(5 * time.Second))
+				got := make([]byte, len(line))
+				if _, err := io.ReadFull(other, got); err != nil || string(got) != line {
+					t.Errorf("%s to %s: %q %v", c.LocalAddr(), c.RemoteAddr(), got, err)
+				}
+			}
+		})
+	}
+}
+
+// needBackend ends a test for which a program is not installed.
+func needBackend(t *testing.T, backend string) {
+	t.Helper()
+	if backend == "nftables" {
+		return
+	}
+	if _, err := exec.LookPath(backend + "-restore"); err != nil {
+		harness.NotRun(t, backend+"-restore is not installed (Debian: iptables)")
+	}
+}
+
+// sendACK sends a TCP segment without a connection: ACK, with an MD5 option (RFC 2385).
+func sendACK(t *testing.T, h *harness.Host, from, to netip.AddrPort) {
+	t.Helper()
+	segment := make([]byte, 40)
+	binary.BigEndian.PutUint16(segment[0:], from.Port())
+	binary.BigEndian.PutUint16(segment[2:], to.Port())
+	binary.BigEndian.PutUint32(segment[4:], 1000)
+	binary.BigEndian.PutUint32(segment[8:], 2000)
+	segment[12], segment[13] = 10<<4, 0x10 // ten words; ACK
+	binary.BigEndian.PutUint16(segment[14:], 512)
+	segment[20], segment[21], segment[38], segment[39] = 19, 18, 1, 1
+	binary.BigEndian.PutUint16(segment[16:], tcpChecksum(from.Addr(), to.Addr(), segment))
+	h.Do(func() error {
+		family, at := unix.AF_INET, func(a netip.Addr) unix.Sockaddr { return &unix.SockaddrInet4{Addr: a.As4()} }
+		if from.Addr().Is6() {
+			family, at = unix.AF_INET6, func(a netip.Addr) unix.Sockaddr { return &unix.SockaddrInet6{Addr: a.As16()} }
+		}
+		fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if err := unix.Bind(fd, at(from.Addr())); err != nil {
+			return err
+		}
+		return unix.Sendto(fd, segment, 0, at(to.Addr()))
+	})
+}
+
+// tcpChecksum is that of RFC 9293 section 3.1, with the pseudo-header of either IP.
+func tcpChecksum(from, to netip.Addr, segment []byte) uint16 {
+	pseudo := slices.Concat(from.AsSlice(), to.AsSlice(), []byte{0, 0, 0, byte(len(segment)), 0, 0, 0, unix.IPPROTO_TCP}, segment)
+	sum := uint32(0)
+	for i := 0; i+1 < len(pseudo); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(pseudo[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}
+
+// seen waits until a host tracks a connection, so that a test knows that what it does is what it is meant to be.
+func seen(t *testing.T, h *harness.Host, from, to netip.AddrPort) {
+	t.Helper()
+	family := netlink.InetFamily(unix.AF_INET)
+	if from.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	harness.Eventually(t, 5*time.Second, "the connection is tracked", func() (err error) {
+		var flows []*netlink.ConntrackFlow
+		h.Do(func() error { flows, err = netlink.ConntrackTableList(netlink.ConntrackTable, family); return nil })
+		for _, f := range flows {
+			if f.Forward.SrcIP.String() == from.Addr().String() && f.Forward.SrcPort == from.Port() && f.Forward.DstPort == to.Port() {
+				return nil
+			}
+		}
+		return errors.Join(err, fmt.Errorf("%s to %s is not among %d", from, to, len(flows)))
+	})
 }
 
 // plain is a list of rules without the numbers that the kernel counts in them.

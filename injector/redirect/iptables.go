@@ -99,6 +99,10 @@ func (t *iptables) families() []bool {
 	return out
 }
 
+// iptablesTables are those that hold rules of ours, in the order in which they are changed: what the guard in the last
+// of them drops has to be redirected by then.
+var iptablesTables = []string{"nat", "mangle", "filter"}
+
 // saved is what there is of ours in one table of one family.
 type saved struct {
 	v6     bool
@@ -148,7 +152,7 @@ func (t *iptables) read() (out []saved, err error) {
 		if path == "" {
 			return nil, &errMissing{fmt.Sprintf("%s-save is not installed (Debian: apt-get install iptables)", t.variant)}
 		}
-		for _, table := range []string{"nat", "mangle"} {
+		for _, table := range iptablesTables {
 			if t.variant == IPTablesLegacy && !hasLegacyTable(v6, table) {
 				continue // asking would make it
 			}
@@ -249,7 +253,7 @@ func (t *iptables) apply(r *Ruleset, cgroups map[string]cgroup) error {
 	r = withPaths(r, cgroups)
 	var steps, back []step
 	for _, v6 := range t.families() {
-		for _, table := range []string{"nat", "mangle"} {
+		for _, table := range iptablesTables {
 			was := pick(old, v6, table)
 			if slices.Contains(r.tables(), table) {
 				steps = append(steps, step{v6, r.restore(table, v6, deletions(was.jumps), was.chains, fresh)})
@@ -367,7 +371,7 @@ func undo(r *Ruleset, table string, was *saved) string {
 		}
 	}
 	for _, jump := range was.jumps {
-		if strings.HasPrefix(jump, "-A OUTPUT ") && table == "nat" {
+		if first(table, strings.Fields(jump)[1]) {
 			jump = "-I" + strings.TrimPrefix(jump, "-A")
 		}
 		b.WriteString(jump + "\n")
@@ -381,13 +385,20 @@ func undo(r *Ruleset, table string, was *saved) string {
 	return b.String()
 }
 
+// first says whether the jump from a built-in chain stands at its head.
+func first(table, chain string) bool {
+	return slices.ContainsFunc([]Hook{hookOutput, hookGuardOut, hookGuardIn}, func(h Hook) bool {
+		return h.First && h.Table == table && strings.EqualFold(h.At, chain)
+	})
+}
+
 func (t *iptables) cleanup(name string) (found bool, err error) {
 	old, err := t.find(name)
 	if err != nil || len(old) == 0 {
 		return false, err
 	}
 	fresh := noteOf(old, iptablesPrefix(name))
-	for i := range old {
+	for i := range slices.Backward(old) { // the guard first: without the rest it would drop everything
 		if err := t.restore(step{old[i].v6, removal(&old[i])}, false); err != nil {
 			return true, err
 		}

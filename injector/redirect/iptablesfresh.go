@@ -31,7 +31,7 @@ func (t *iptables) freshTables(old []saved, prefix string) []string {
 			if err != nil {
 				return nil
 			}
-			for _, name := range []string{"nat", "mangle"} {
+			for _, name := range iptablesTables {
 				if !hasTable(there, name) {
 					noted = append(noted, familyText(family)+"|"+name)
 				}

@@ -150,6 +150,9 @@ func (r *Rule) iptables(prefix string, v6 bool) (out []string) {
 	if r.SYN {
 		out = each(out, []string{"--syn"}, "%s")
 	}
+	if r.DNAT {
+		out = each(out, []string{"DNAT"}, "-m conntrack --ctstate %s")
+	}
 	if r.ConnMark != 0 {
 		out = each(out, []uint32{r.ConnMark}, "-m connmark --mark %#x")
 	}

@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
-	"golang.org/x/sys/unix"
 )
 
 // nft is the backend over netlink, without another program.
@@ -174,16 +173,16 @@ func (n nft) apply(r *Ruleset, cgroups map[string]cgroup) error {
 	return flush(conn)
 }
 
+var hooks = map[string]*nftables.ChainHook{
+	"prerouting": nftables.ChainHookPrerouting, "input": nftables.ChainHookInput, "output": nftables.ChainHookOutput,
+}
+
 func nftChain(t *nftables.Table, c *Chain) *nftables.Chain {
 	out := &nftables.Chain{Table: t, Name: c.Name}
 	if h := c.Hook; h != nil {
 		accept := nftables.ChainPolicyAccept
-		at := uint32(unix.NF_INET_LOCAL_OUT)
-		if h.At == "prerouting" {
-			at = unix.NF_INET_PRE_ROUTING
-		}
 		out.Type, out.Policy = nftables.ChainType(h.Kind), &accept
-		out.Hooknum = nftables.ChainHookRef(nftables.ChainHook(at))
+		out.Hooknum = hooks[h.At]
 		out.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(h.Priority))
 	}
 	return out

@@ -102,6 +102,12 @@ func (n *nftRule) exprs(r *Rule, cgroups map[string]cgroup) []expr.Any {
 			&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 1, Mask: []byte{fin | syn | rst | ack}, Xor: []byte{0}})
 		n.equal([]byte{syn})
 	}
+	if r.DNAT {
+		dnat := binaryutil.NativeEndian.PutUint32(1 << 5) // IPS_DST_NAT
+		n.add(&expr.Ct{Key: expr.CtKeySTATUS, Register: reg},
+			&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: dnat, Xor: make([]byte, 4)},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: make([]byte, 4)})
+	}
 	if r.ConnMark != 0 {
 		n.add(&expr.Ct{Key: expr.CtKeyMARK, Register: reg})
 		n.equal(binaryutil.NativeEndian.PutUint32(r.ConnMark))

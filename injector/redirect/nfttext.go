@@ -83,6 +83,9 @@ func (r *Rule) nft() string {
 	if r.SYN {
 		add("tcp flags syn / fin,syn,rst,ack")
 	}
+	if r.DNAT {
+		add("ct status dnat")
+	}
 	if r.ConnMark != 0 {
 		add("ct mark %#08x", r.ConnMark)
 	}

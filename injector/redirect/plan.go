@@ -10,6 +10,9 @@ var (
 	hookPrerouting = Hook{Kind: "nat", At: "prerouting", Priority: -99, Table: "nat"}
 	hookTProxy     = Hook{Kind: "filter", At: "prerouting", Priority: -150, Table: "mangle"}
 	hookReplies    = Hook{Kind: "route", At: "output", Priority: -150, Table: "mangle"}
+	// The guards stand after all NAT, and in iptables before whatever accepts.
+	hookGuardOut = Hook{Kind: "filter", At: "output", Priority: -90, Table: "filter", First: true}
+	hookGuardIn  = Hook{Kind: "filter", At: "input", Priority: -90, Table: "filter", First: true}
 )
 
 var (
@@ -25,15 +28,18 @@ func Plan(c Config) (*Ruleset, error) {
 	}
 	p := &planner{c: &c}
 	if c.OutboundPort != 0 || c.DNSPort != 0 {
+		p.hook("output", hookOutput)
 		p.output()
 		p.outbound()
+		p.guard("out", hookGuardOut, func() { p.output(); p.outbound() })
 	}
 	switch c.InboundMode {
 	case Redirect:
 		p.hook("prerouting", hookPrerouting)
 		p.inbound()
-		p.add(Rule{Why: "inbound connections", TCP: true, SYN: true, Do: Verdict{Redirect: c.InboundPort}})
-	case TProxy:
+		p.redirect("inbound connections", nil, c.InboundPort)
+		p.guard("in", hookGuardIn, func() { p.inbound(); p.redirect("inbound connections", nil, c.InboundPort) })
+	case TProxy: // asked about every packet, so it needs no guard
 		p.tproxy()
 		p.replies()
 	}
@@ -45,6 +51,9 @@ func Plan(c Config) (*Ruleset, error) {
 type planner struct {
 	c      *Config
 	chains []Chain
+	// guarding says that the rules are those of a guard: the chains have names of their own, and what would be
+	// redirected is dropped.
+	guarding bool
 }
 
 func (p *planner) hook(name string, h Hook) { p.chains = append(p.chains, Chain{Name: name, Hook: &h}) }
@@ -64,11 +73,40 @@ func (p *planner) leave(r Rule) {
 
 // only goes on in a chain of the given name for what meets one of the rules.
 func (p *planner) only(next string, rules ...Rule) {
+	if p.guarding {
+		next = "g-" + next
+	}
 	for _, r := range rules {
 		r.Do = Verdict{Jump: next}
 		p.add(r)
 	}
 	p.start(next)
+}
+
+// redirect sends new connections to a port of this host.
+func (p *planner) redirect(why string, ports []PortRange, to uint16) {
+	r := Rule{Why: why, TCP: true, SYN: true, Ports: ports, Do: Verdict{Redirect: to}}
+	if p.guarding {
+		r.Why, r.Do = "not redirected", Verdict{Drop: true}
+	}
+	p.add(r)
+}
+
+// guard drops the first packets of connections that should have been redirected and were not; decide adds the rules
+// that have sent them there. NAT is decided once for a connection, on the first packet that conntrack sees of it. With
+// nf_conntrack_tcp_loose (the default) that may be a lone ACK, which is no new connection to the NAT chains; so whoever
+// sends one first, by a raw socket or from outside towards the port that an application will dial from, would have its
+// SYN pass the sidecar by. Only a SYN is dropped: connections older than the rules stay as they are.
+//
+// DNS over UDP is not guarded: UDP to other ports passes anyway, so there is nothing to gain, and what a name server
+// here answers to port 53 would be lost.
+func (p *planner) guard(name string, h Hook, decide func()) {
+	p.hook("guard-"+name, h)
+	p.guarding = true
+	defer func() { p.guarding = false }()
+	p.only(name, Rule{Why: "new connections", TCP: true, SYN: true})
+	p.leave(Rule{Why: "redirected", DNAT: true})
+	decide()
 }
 
 // sidecar returns a rule for each thing by which the sidecar is known.
@@ -92,7 +130,6 @@ func (p *planner) sidecar() (out []Rule) {
 
 // output decides whose traffic it is. It comes first: whatever else is configured, the sidecar never meets itself.
 func (p *planner) output() {
-	p.hook("output", hookOutput)
 	for _, r := range p.sidecar() {
 		p.leave(r)
 	}
@@ -125,9 +162,7 @@ func (p *planner) outbound() {
 	}
 	// Before the loopback addresses, because a host's resolver is often there (127.0.0.53, 127.0.0.11).
 	if c.DNSPort != 0 && !hasPort(c.ExcludeOutboundPorts, 53) {
-		dns := []PortRange{Port(53)}
-		p.add(Rule{Why: "DNS", UDP: true, Ports: dns, Do: Verdict{Redirect: c.DNSPort}},
-			Rule{Why: "DNS", TCP: true, SYN: true, Ports: dns, Do: Verdict{Redirect: c.DNSPort}})
+		p.dns()
 	}
 	if c.OutboundPort == 0 {
 		return
@@ -153,7 +188,19 @@ func (p *planner) outbound() {
 	if len(c.IncludeOutboundPorts) > 0 {
 		p.only("out-ports", Rule{Why: "included ports", TCP: true, Ports: c.IncludeOutboundPorts})
 	}
-	p.add(Rule{Why: "outbound connections", TCP: true, SYN: true, Do: Verdict{Redirect: c.OutboundPort}})
+	p.redirect("outbound connections", nil, c.OutboundPort)
+}
+
+func (p *planner) dns() {
+	dns := []PortRange{Port(53)}
+	if !p.guarding {
+		p.add(Rule{Why: "DNS", UDP: true, Ports: dns, Do: Verdict{Redirect: p.c.DNSPort}})
+	} else if p.c.DNSPort == 53 {
+		// Redirected to where it was going already it has not been changed.
+		p.leave(Rule{Why: "DNS", TCP: true, Ports: dns, Nets: []netip.Prefix{loopback4}})
+		p.leave(Rule{Why: "DNS", TCP: true, Ports: dns, Nets: []netip.Prefix{loopback6}})
+	}
+	p.redirect("DNS", dns, p.c.DNSPort)
 }
 
 // inbound decides about what comes from outside; the caller adds what is done with it.

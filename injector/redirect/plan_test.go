@@ -100,10 +100,57 @@ func TestTheSidecarIsLetThroughBeforeAnythingElse(t *testing.T) {
 	}
 }
 
-func TestEveryJumpLeadsToAChainAndNoneBack(t *testing.T) {
+// The guard asks what the NAT chains ask, in the same order, and lets nothing else through.
+func TestTheGuardDecidesLikeTheRulesThatItGuards(t *testing.T) {
 	for name, text := range plans {
 		r := plan(t, text)
+		for _, pair := range [][2]string{{"output", "g-out"}, {"prerouting", "g-in"}} {
+			nat, guard := r.chain(pair[0]), r.chain(pair[1])
+			if nat == nil || nat.Hook.Kind != "nat" {
+				if guard != nil {
+					t.Errorf("%s: %s guards no NAT", name, pair[1])
+				}
+				continue
+			}
+			if first := guard.Rules[0]; !first.DNAT || !first.Do.Return {
+				t.Errorf("%s: %s begins with %q", name, pair[1], first.nft())
+			}
+			want, have := decisions(r, nat, nat.Rules), decisions(r, guard, guard.Rules[1:])
+			if !slices.Equal(want, have) {
+				t.Errorf("%s: %s decides\n%s\n%s decides\n%s", name, pair[0], strings.Join(want, "\n"), pair[1], strings.Join(have, "\n"))
+			}
+		}
+	}
+}
+
+// decisions are the rules that the kernel goes through, with the redirection of TCP in the words of the guard.
+func decisions(r *Ruleset, c *Chain, rules []Rule) (out []string) {
+	for _, rule := range rules {
+		if rule.UDP {
+			continue
+		}
+		if rule.Do.Redirect != 0 {
+			rule.Do = Verdict{Drop: true}
+		}
+		if next := rule.Do.Jump; next != "" {
+			rule.Do.Jump = strings.TrimPrefix(next, "g-")
+			out = append(out, rule.nft())
+			out = append(out, decisions(r, c, r.chain(next).Rules)...)
+			continue
+		}
+		out = append(out, rule.nft())
+	}
+	return out
+}
+
+func TestEveryJumpLeadsToAChainAndNoneBack(t *testing.T) {
+	for name, text := range plans {
+		r, names := plan(t, text), map[string]bool{}
 		for _, c := range r.Chains {
+			if names[c.Name] {
+				t.Errorf("%s: two chains are called %s", name, c.Name)
+			}
+			names[c.Name] = true
 			if c.Name == ownerChain {
 				continue
 			}

@@ -20,7 +20,7 @@ type Chain struct {
 // Hook is where the kernel calls a chain.
 type Hook struct {
 	Kind     string // nat, filter or route
-	At       string // output or prerouting
+	At       string // output, prerouting or input
 	Priority int32
 	// Table and First are for iptables: the table of the built-in chain, and whether the jump stands at its head.
 	Table string
@@ -44,6 +44,8 @@ type Rule struct {
 	// SYN is the first packet of a TCP connection. Connections older than the rules are left alone by it: once NAT is
 	// in use the kernel takes up running connections in their middle, and asks the NAT chains about them.
 	SYN bool
+	// DNAT says that the destination of the connection has been rewritten.
+	DNAT bool
 	// ConnMark is the mark of the connection; Reply and Original the direction of the packet in it.
 	ConnMark        uint32
 	Reply, Original bool
