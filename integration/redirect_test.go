@@ -502,6 +502,69 @@ func TestRedirectionWithoutARoute(t *testing.T) {
 	}
 }
 
+// TestRedirectionWithoutIPv6: where it is disabled, IPv4 is redirected; what was added before that is removed.
+func TestRedirectionWithoutIPv6(t *testing.T) {
+	s := newStreet(t)
+	ipv6 := func(off string) {
+		s.a.Must("sh", "-c", "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do echo "+off+" > $f; done")
+	}
+	addr := net.JoinHostPort(s.b.IPv4.String(), "8080")
+	ipv6("1")
+	for _, mode := range []string{"redirect", "tproxy"} {
+		before := network(t, s.a)
+		s.apply("--inbound-mode", mode)
+		if got, want := s.dial(s.a, addr), "outbound "+addr; got != want {
+			t.Errorf("%s: %q, want %q", mode, got, want)
+		}
+		s.a.Must(s.bin, "redirect", "cleanup")
+		if after := network(t, s.a); after != before {
+			t.Errorf("before:\n%s\nafter:\n%s", before, after)
+		}
+	}
+	before := network(t, s.a)
+	ipv6("0")
+	s.apply("--inbound-mode", "tproxy")
+	ipv6("1")
+	s.a.Must(s.bin, "redirect", "cleanup")
+	if after := network(t, s.a); after != before {
+		t.Errorf("disabled in between: before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+// TestRedirectionNeedsBothIptables: half of the traffic would pass without ip6tables.
+func TestRedirectionNeedsBothIptables(t *testing.T) {
+	s := newStreet(t)
+	for _, backend := range []string{"iptables-nft", "iptables-legacy"} {
+		t.Run(backend, func(t *testing.T) {
+			s := *s
+			s.t = t
+			needBackend(t, backend)
+			dir := t.TempDir()
+			for _, what := range []string{"-restore", "-save"} {
+				program, err := exec.LookPath(backend + what)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Symlink(program, dir+"/"+backend+what); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before := network(t, s.a)
+			apply := []string{"PATH=" + dir, s.bin, "redirect", "apply", "--backend", backend}
+			if out := s.a.Run("env", apply...); out.Code == 0 || !strings.Contains(out.Stderr, "install ip6tables, or disable IPv6") {
+				t.Errorf("exit code %d: %s", out.Code, out.Stderr)
+			}
+			if after := network(t, s.a); after != before {
+				t.Errorf("before:\n%s\nafter:\n%s", before, after)
+			}
+			alone := harness.NewNetwork(t).Host("alone")
+			alone.Must("sh", "-c", "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do echo 1 > $f; done")
+			alone.Must("env", apply...)
+			alone.Must("env", "PATH="+dir, s.bin, "redirect", "cleanup")
+		})
+	}
+}
+
 // TestRedirectionRefused: one line that says what to do, and the network as it was.
 func TestRedirectionRefused(t *testing.T) {
 	s := newStreet(t)

@@ -81,6 +81,10 @@ func (t *iptables) usable() error {
 	if path == "" || t.command(false, "save") == "" {
 		return &errMissing{fmt.Sprintf("%s-restore is not installed (Debian: apt-get install iptables)", t.variant)}
 	}
+	if ipv6On() && !t.hasIPv6() {
+		return &errMissing{fmt.Sprintf("ip6%s-restore is not installed, and IPv6 would pass untouched: install ip6tables, or disable IPv6 "+
+			"(sysctl net.ipv6.conf.all.disable_ipv6=1)", strings.TrimPrefix(string(t.variant), "ip"))}
+	}
 	if _, err := run([]byte("*nat\nCOMMIT\n"), path, "--noflush", "--test"); err != nil {
 		if errors.Is(err, errNoAdmin) {
 			return err
@@ -90,10 +94,14 @@ func (t *iptables) usable() error {
 	return nil
 }
 
-// ipv6 says for which families there is work; IPv6 is left out where host or installation lack it.
+func (t *iptables) hasIPv6() bool {
+	return t.command(true, "restore") != "" && t.command(true, "save") != ""
+}
+
+// families says for which there is work: IPv6 is left out where the host lacks it, or has it off and no program for it.
 func (t *iptables) families() []bool {
 	out := []bool{false}
-	if slices.Contains(families(), unix.AF_INET6) && t.command(true, "restore") != "" && t.command(true, "save") != "" {
+	if slices.Contains(families(), unix.AF_INET6) && t.hasIPv6() {
 		out = append(out, true)
 	}
 	return out
@@ -115,7 +123,7 @@ type saved struct {
 // present says cheaply, without starting a program or loading a module, whether the variant may have chains of ours.
 func (t *iptables) present() bool {
 	if t.variant == IPTablesLegacy {
-		for _, file := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
+		for _, file := range []string{"/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"} {
 			if names, err := os.ReadFile(file); err == nil && len(names) > 0 {
 				return true
 			}
@@ -167,9 +175,9 @@ func (t *iptables) read() (out []saved, err error) {
 }
 
 func hasLegacyTable(v6 bool, table string) bool {
-	file := "/proc/net/ip_tables_names"
+	file := "/proc/thread-self/net/ip_tables_names"
 	if v6 {
-		file = "/proc/net/ip6_tables_names"
+		file = "/proc/thread-self/net/ip6_tables_names"
 	}
 	names, err := os.ReadFile(file)
 	return err == nil && slices.Contains(strings.Fields(string(names)), table)

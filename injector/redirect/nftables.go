@@ -3,7 +3,6 @@ package redirect
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"syscall"
 
@@ -38,7 +37,7 @@ func nftError(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, os.ErrPermission):
+	case errors.Is(err, syscall.EPERM):
 		return errNoAdmin
 	case errors.Is(err, syscall.EPROTONOSUPPORT), errors.Is(err, syscall.EOPNOTSUPP), errors.Is(err, syscall.EAFNOSUPPORT),
 		errors.Is(err, syscall.EINVAL) && !errors.Is(err, errBatch):

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -14,12 +17,31 @@ import (
 // routeProtocol is on our rule and routes, and tells them from those of others (rtnetlink(7); numbers above 4 are free).
 const routeProtocol = 133
 
-// families are those that the host has.
+// families are those that the kernel has, and may have kept something of ours for.
 func families() []int {
-	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
+	if _, err := os.Stat("/proc/thread-self/net/if_inet6"); err != nil {
 		return []int{unix.AF_INET}
 	}
 	return []int{unix.AF_INET, unix.AF_INET6}
+}
+
+// routable are those in which a route may lead to the loopback interface: it is refused (EACCES) where IPv6 is disabled
+// there, and then nobody needs it.
+func routable() []int {
+	if off, err := os.ReadFile("/proc/sys/net/ipv6/conf/lo/disable_ipv6"); err == nil && strings.TrimSpace(string(off)) != "0" {
+		return []int{unix.AF_INET}
+	}
+	return families()
+}
+
+// ipv6On says whether any interface may have an IPv6 address, now or once it is there.
+func ipv6On() bool {
+	files, _ := filepath.Glob("/proc/sys/net/ipv6/conf/*/disable_ipv6")
+	return slices.ContainsFunc(files, func(file string) bool {
+		off, err := os.ReadFile(file)
+		// That of "all" is no interface's: it has been copied to them when it was set.
+		return err == nil && filepath.Base(filepath.Dir(file)) != "all" && strings.TrimSpace(string(off)) == "0"
+	})
 }
 
 // addPolicyRoute routes packets with routeMark to this host. What is there of ours already stays.
@@ -28,7 +50,7 @@ func addPolicyRoute() error {
 	if err != nil {
 		return routeError("find the interface lo", err)
 	}
-	for _, family := range families() {
+	for _, family := range routable() {
 		if err := checkRouteTable(family); err != nil {
 			return err
 		}
@@ -115,7 +137,7 @@ func policyRoute(family, lo int) *netlink.Route {
 }
 
 func routeError(what string, err error) error {
-	if errors.Is(err, os.ErrPermission) {
+	if errors.Is(err, syscall.EPERM) { // EACCES is another matter, and os.ErrPermission is both
 		return errNoAdmin
 	}
 	return fmt.Errorf("policy routing for TPROXY: cannot %s: %w; --inbound-mode redirect does without", what, err)

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -25,7 +24,7 @@ func addVirtualRoutes() error {
 	if err != nil {
 		return virtualError("find the interface lo", err)
 	}
-	for _, family := range families() {
+	for _, family := range routable() {
 		if _, err := netlink.RouteGet(virtualRanges[family].IP); err == nil {
 			continue
 		} else if !errors.Is(err, syscall.ENETUNREACH) && !errors.Is(err, syscall.EHOSTUNREACH) {
@@ -64,7 +63,7 @@ func virtualRoute(family, lo int) *netlink.Route {
 }
 
 func virtualError(what string, err error) error {
-	if errors.Is(err, os.ErrPermission) {
+	if errors.Is(err, syscall.EPERM) {
 		return errNoAdmin
 	}
 	return fmt.Errorf("routing of virtual addresses: cannot %s: %w; a default route does as well", what, err)
