@@ -224,8 +224,8 @@ func TestRedirection(t *testing.T) {
 		{"excluded networks", []string{"--exclude-outbound-cidrs", "10.99.0.0/24"}, []call{direct(to(b4, "8080")), outbound(to(b6, "8080"))}},
 		{"included networks", []string{"--include-outbound-cidrs", "10.99.0.0/24"}, []call{outbound(to(b4, "8080")), direct(to(b6, "8080"))}},
 		{"excluded users", []string{"--exclude-uids", "1000"}, []call{outbound(to(b4, "8080")), direct(to(b4, "8080"), "-uid", "1000")}},
-		{"included users", []string{"--include-uids", "1000"}, []call{direct(to(b4, "8080")), {"a", to(b4, "8080"), []string{"-uid", "1000"}, "outbound " + to(b4, "8080")}}},
-		{"excluded interfaces", []string{"--exclude-interfaces", "eth0"}, []call{direct(to(b4, "8080")), {"b", to(a4, "8080"), nil, "a " + to(a4, "8080") + " from " + b4}}},
+		{"included users", []string{"--include-uids", "1000,1001", "--include-interfaces", "eth0,eth7"}, []call{direct(to(b4, "8080")), {"a", to(b4, "8080"), []string{"-uid", "1000"}, "outbound " + to(b4, "8080")}}},
+		{"excluded interfaces", []string{"--exclude-interfaces", "eth0,eth7"}, []call{direct(to(b4, "8080")), {"b", to(a4, "8080"), nil, "a " + to(a4, "8080") + " from " + b4}}},
 		{"excluded inbound ports", []string{"--exclude-inbound-ports", "9090"}, []call{
 			{"b", to(a4, "8080"), nil, "inbound " + to(a4, "8080") + " from " + b4}, {"b", to(a4, "9090"), nil, "a " + to(a4, "9090") + " from " + b4}}},
 		{"included inbound ports", []string{"--include-inbound-ports", "9090"}, []call{
@@ -565,6 +565,52 @@ func TestRedirectionNeedsBothIptables(t *testing.T) {
 	}
 }
 
+// TestRedirectionByLongLists: the lists are as long as they may be, and more than the kernel's answers to each of their
+// entries would fit into a socket.
+func TestRedirectionByLongLists(t *testing.T) {
+	s := newStreet(t)
+	users, groups, links, ports := make([]string, 256), make([]string, 256), make([]string, 100), make([]string, 100)
+	for i := range users {
+		users[i], groups[i] = strconv.Itoa(3000+i), strconv.Itoa(500+2*i)
+	}
+	for i := range links {
+		links[i], ports[i] = fmt.Sprintf("eth%d", 100+i), strconv.Itoa(20000+2*i)
+	}
+	flags := []string{"--exclude-uids", strings.Join(users, ","), "--sidecar-gid", strings.Join(groups, ","), "--exclude-interfaces", strings.Join(links, ","),
+		"--exclude-outbound-ports", strings.Join(ports, ",")}
+	to := net.JoinHostPort(s.b.IPv4.String(), "8080")
+	direct, redirected := "b "+to+" from "+s.a.IPv4.String(), "outbound "+to
+	for _, backend := range []string{"nftables", "iptables-nft", "iptables-legacy"} {
+		t.Run(backend, func(t *testing.T) {
+			s := *s
+			s.t = t
+			needBackend(t, backend)
+			before := network(t, s.a)
+			s.apply(append(flags, "--backend", backend)...)
+			for _, c := range []struct{ flag, id, want string }{
+				{"-uid", "3000", direct}, {"-uid", "3255", direct}, {"-uid", "3256", redirected}, {"-uid", "1337", redirected},
+				{"-gid", "1010", direct}, {"-gid", "1011", redirected},
+			} {
+				if got := s.dial(s.a, to, c.flag, c.id); got != c.want {
+					t.Errorf("%s %s: %q, want %q", c.flag, c.id, got, c.want)
+				}
+			}
+			if out := s.a.Must(s.bin, "redirect", "show"); strings.Contains(out, "CHANGED") {
+				t.Errorf("show says %q", out)
+			}
+			s.a.Must(s.bin, "redirect", "cleanup")
+			if after := network(t, s.a); backend == "nftables" && after != before {
+				t.Errorf("before:\n%s\nafter:\n%s", before, after)
+			}
+		})
+	}
+	s.apply(flags...)
+	s.a.Must("nft", "delete", "element", "inet", "sallyport", "excluded-users", "{ 3000 }")
+	if out := s.a.Must(s.bin, "redirect", "show"); !strings.Contains(out, "set excluded-users has 255 entries in place of 256") {
+		t.Errorf("with an element less show says %q", out)
+	}
+}
+
 // TestRedirectionRefused: one line that says what to do, and the network as it was.
 func TestRedirectionRefused(t *testing.T) {
 	s := newStreet(t)
@@ -602,17 +648,29 @@ func TestRedirectionRefused(t *testing.T) {
 	if after := network(t, s.a); after != before {
 		t.Errorf("cleanup beside tables of others: before:\n%s\nafter:\n%s", before, after)
 	}
-	// What --dry-run prints is what apply does.
-	script := s.a.Must(s.bin, "redirect", "apply", "--dry-run")
-	file := t.TempDir() + "/rules.nft"
-	if err := os.WriteFile(file, []byte(script), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s.a.Must("nft", "-f", file)
-	printed := network(t, s.a)
-	s.a.Must("nft", "delete", "table", "inet", "sallyport")
-	s.apply()
-	if applied := network(t, s.a); plain(applied) != plain(printed) {
-		t.Errorf("--dry-run says:\n%s\napply does:\n%s", printed, applied)
+}
+
+// TestRedirectionIsWhatDryRunPrints, rule by rule.
+func TestRedirectionIsWhatDryRunPrints(t *testing.T) {
+	s := newStreet(t)
+	for _, flags := range [][]string{
+		nil,
+		{"--inbound-mode", "tproxy"},
+		{"--exclude-uids", "0,101,70000", "--sidecar-gid", "5,6,7", "--exclude-interfaces", "docker0,eth1,a", "--exclude-outbound-cidrs", "192.0.2.0/24,198.51.100.7"},
+		{"--include-uids", "1000,2000", "--include-interfaces", "eth0,eth1", "--include-inbound-ports", "80,443"},
+	} {
+		script := s.a.Must(s.bin, append([]string{"redirect", "apply", "--dry-run"}, flags...)...)
+		file := t.TempDir() + "/rules.nft"
+		if err := os.WriteFile(file, []byte(script), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s.a.Must("nft", "-f", file)
+		printed := s.a.Must("nft", "list", "ruleset")
+		s.a.Must("nft", "delete", "table", "inet", "sallyport")
+		s.apply(flags...)
+		if applied := s.a.Must("nft", "list", "ruleset"); applied != printed {
+			t.Errorf("%s: --dry-run says:\n%s\napply does:\n%s", flags, printed, applied)
+		}
+		s.a.Must(s.bin, "redirect", "cleanup")
 	}
 }

@@ -130,7 +130,7 @@ func (t *iptables) present() bool {
 		}
 		return false
 	}
-	conn, err := nftables.New()
+	conn, err := connect()
 	if err != nil {
 		return false
 	}

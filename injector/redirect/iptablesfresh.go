@@ -22,7 +22,7 @@ func (t *iptables) freshTables(old []saved, prefix string) []string {
 		return nil
 	}
 	if noted == nil {
-		conn, err := nftables.New()
+		conn, err := connect()
 		if err != nil {
 			return nil
 		}
@@ -77,7 +77,7 @@ func removeFresh(noted []string) error {
 	if len(noted) == 0 {
 		return nil
 	}
-	conn, err := nftables.New()
+	conn, err := connect()
 	if err != nil {
 		return nftError(err)
 	}

@@ -124,24 +124,16 @@ func (r *Rule) iptables(prefix string, v6 bool) (out []string) {
 	if p := r.proto(); p != "" {
 		out = each(out, []string{p}, "-p %s")
 	}
-	if r.UID != nil {
-		out = each(out, []uint32{*r.UID}, "-m owner --uid-owner %d")
-	}
-	if r.GID != nil {
-		out = each(out, []uint32{*r.GID}, "-m owner --gid-owner %d")
-	}
+	out = each(out, r.UIDs, "-m owner --uid-owner %d")
+	out = each(out, r.GIDs, "-m owner --gid-owner %d")
 	if r.Mark != 0 {
 		out = each(out, []uint32{r.Mark}, "-m mark --mark %#x")
 	}
 	if r.Cgroup != "" {
 		out = each(out, []string{cgroupRelative(r.Cgroup)}, "-m cgroup --path %q")
 	}
-	if r.In != "" {
-		out = each(out, []string{r.In}, "-i %s")
-	}
-	if r.Out != "" {
-		out = each(out, []string{r.Out}, "-o %s")
-	}
+	out = each(out, r.In, "-i %s")
+	out = each(out, r.Out, "-o %s")
 	out = each(out, r.Nets, "-d %s")
 	if r.Local {
 		out = each(out, []string{"LOCAL"}, "-m addrtype --dst-type %s")

@@ -7,7 +7,9 @@ import (
 	"syscall"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
 )
 
 // nft is the backend over netlink, without another program.
@@ -17,7 +19,7 @@ func (nft) name() Backend { return NFTables }
 
 // usable says why nftables cannot be used here. It is asked without CAP_NET_ADMIN too.
 func (nft) usable() error {
-	conn, err := nftables.New()
+	conn, err := connect()
 	if err == nil {
 		_, err = conn.ListTablesOfFamily(nftables.TableFamilyINet)
 	}
@@ -45,6 +47,8 @@ func nftError(err error) error {
 	case errors.Is(err, syscall.ENOENT) && errors.Is(err, errBatch):
 		return &errMissing{"this kernel's nftables lacks an expression that the rules need: " +
 			"modprobe nft_redir nft_nat nft_fib_inet nft_socket nft_tproxy nft_ct"}
+	case errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.EMSGSIZE):
+		return errors.New("nftables: the rules are too many for the socket's buffers: raise net.core.rmem_max and net.core.wmem_max, or give shorter lists")
 	case errors.Is(err, syscall.EBUSY):
 		return fmt.Errorf("nftables: %w: something refers to our table; see nft list ruleset", err)
 	}
@@ -65,13 +69,14 @@ func flush(conn *nftables.Conn) error {
 type nftTable struct {
 	table  *nftables.Table
 	rules  map[string]int // how many, by chain
+	sets   map[string]int // how many elements, by name
 	config Config
 	ours   bool
 }
 
 // tables reads the tables that have names of ours.
 func (nft) tables() (out []nftTable, err error) {
-	conn, err := nftables.New(nftables.AsLasting())
+	conn, err := connect(nftables.AsLasting())
 	if err != nil {
 		return nil, nftError(err)
 	}
@@ -94,7 +99,21 @@ func (nft) tables() (out []nftTable, err error) {
 }
 
 func readTable(conn *nftables.Conn, t *nftables.Table) (nftTable, error) {
-	out := nftTable{table: t, rules: map[string]int{}}
+	out := nftTable{table: t, rules: map[string]int{}, sets: map[string]int{}}
+	sets, err := conn.GetSets(t)
+	if err != nil {
+		return out, nftError(err)
+	}
+	for _, s := range sets {
+		if s.Anonymous {
+			continue
+		}
+		elements, err := conn.GetSetElements(s)
+		if err != nil {
+			return out, nftError(err)
+		}
+		out.sets[s.Name] = len(elements)
+	}
 	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return out, nftError(err)
@@ -145,7 +164,7 @@ func (n nft) apply(r *Ruleset, cgroups map[string]cgroup) error {
 	if _, err := n.find(r.Config.Name); err != nil {
 		return err
 	}
-	conn, err := nftables.New()
+	conn, err := connect()
 	if err != nil {
 		return nftError(err)
 	}
@@ -153,6 +172,12 @@ func (n nft) apply(r *Ruleset, cgroups map[string]cgroup) error {
 	conn.AddTable(t) // so that there is something to delete
 	conn.DelTable(t)
 	conn.AddTable(t)
+	for _, s := range r.sets() {
+		set := &nftables.Set{Table: t, Name: s.name, KeyType: s.kind, KeyByteOrder: binaryutil.NativeEndian}
+		if err := conn.AddSet(set, s.keys); err != nil {
+			return fmt.Errorf("nftables: set %s: %w", s.name, err)
+		}
+	}
 	chains := make([]*nftables.Chain, len(r.Chains))
 	for i := range r.Chains { // all of them before the first jump
 		chains[i] = conn.AddChain(nftChain(t, &r.Chains[i]))
@@ -169,7 +194,26 @@ func (n nft) apply(r *Ruleset, cgroups map[string]cgroup) error {
 				UserData: userdata.AppendString(nil, userdata.TypeComment, rule.Why)})
 		}
 	}
-	return flush(conn)
+	if err := conn.Flush(); err != nil && !(errors.Is(err, syscall.ENOBUFS) && n.took(r)) {
+		return nftError(fmt.Errorf("%w: %w", errBatch, err))
+	}
+	return nil
+}
+
+// took says whether the kernel has the ruleset. Where it cannot say so itself (ENOBUFS: its answers, one for each part of
+// the transaction, do not fit into the socket) it has either put all of it in force or nothing.
+func (n nft) took(r *Ruleset) bool {
+	t, err := n.find(r.Config.Name)
+	return err == nil && t != nil && t.changed() == "" && t.config.String() == r.Config.String()
+}
+
+// connect opens the socket, with room for the kernel's answers to a long transaction. Where it may not be had, took helps.
+func connect(options ...nftables.ConnOption) (*nftables.Conn, error) {
+	const room = 4 << 20
+	return nftables.New(append(options, nftables.WithSockOptions(func(c *netlink.Conn) error {
+		_, _ = c.SetReadBuffer(room), c.SetWriteBuffer(room)
+		return nil
+	}))...)
 }
 
 var hooks = map[string]*nftables.ChainHook{
@@ -192,7 +236,7 @@ func (n nft) cleanup(name string) (found bool, err error) {
 	if t == nil || err != nil {
 		return false, err
 	}
-	conn, err := nftables.New()
+	conn, err := connect()
 	if err != nil {
 		return true, nftError(err)
 	}
@@ -229,6 +273,11 @@ func (t *nftTable) changed() string {
 		c := &plan.Chains[i]
 		if n, ok := t.rules[c.Name]; !ok || n != len(c.Rules) {
 			return fmt.Sprintf("chain %s has %d rules in place of %d", c.Name, n, len(c.Rules))
+		}
+	}
+	for _, s := range plan.sets() {
+		if n := t.sets[s.name]; n != len(s.keys) {
+			return fmt.Sprintf("set %s has %d entries in place of %d", s.name, n, len(s.keys))
 		}
 	}
 	if len(t.rules) != len(plan.Chains) {

@@ -55,14 +55,19 @@ func (n *nftRule) inIntervals(kind nftables.SetDatatype, of []interval) {
 // exprs are the conditions and the verdict of a rule; cgroups are those that it may name.
 func (n *nftRule) exprs(r *Rule, cgroups map[string]cgroup) []expr.Any {
 	meta := func(key expr.MetaKey) { n.add(&expr.Meta{Key: key, Register: reg}) }
-	if r.UID != nil {
-		meta(expr.MetaKeySKUID)
-		n.equal(binaryutil.NativeEndian.PutUint32(*r.UID))
+	oneOf := func(key expr.MetaKey, keys [][]byte) {
+		if len(keys) == 0 {
+			return
+		}
+		meta(key)
+		if len(keys) == 1 {
+			n.equal(keys[0])
+			return
+		}
+		n.add(&expr.Lookup{SourceRegister: reg, SetName: r.Set})
 	}
-	if r.GID != nil {
-		meta(expr.MetaKeySKGID)
-		n.equal(binaryutil.NativeEndian.PutUint32(*r.GID))
-	}
+	oneOf(expr.MetaKeySKUID, keysOf(r.UIDs, binaryutil.NativeEndian.PutUint32))
+	oneOf(expr.MetaKeySKGID, keysOf(r.GIDs, binaryutil.NativeEndian.PutUint32))
 	if r.Mark != 0 {
 		meta(expr.MetaKeyMARK)
 		n.equal(binaryutil.NativeEndian.PutUint32(r.Mark))
@@ -72,14 +77,8 @@ func (n *nftRule) exprs(r *Rule, cgroups map[string]cgroup) []expr.Any {
 		n.add(&expr.Socket{Key: expr.SocketKeyCgroupv2, Level: g.level, Register: reg})
 		n.equal(binaryutil.NativeEndian.PutUint64(g.id))
 	}
-	if r.In != "" {
-		meta(expr.MetaKeyIIFNAME)
-		n.equal(interfaceKey(r.In))
-	}
-	if r.Out != "" {
-		meta(expr.MetaKeyOIFNAME)
-		n.equal(interfaceKey(r.Out))
-	}
+	oneOf(expr.MetaKeyIIFNAME, keysOf(r.In, interfaceKey))
+	oneOf(expr.MetaKeyOIFNAME, keysOf(r.Out, interfaceKey))
 	if len(r.Nets) > 0 {
 		n.nets(r.Nets)
 	}

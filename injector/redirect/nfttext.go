@@ -3,7 +3,11 @@ package redirect
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 )
 
 // tableName is the table's, and the head of the chains' names in iptables.
@@ -18,6 +22,9 @@ func tableName(name string) string {
 func (r *Ruleset) NFT() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "table inet %s {\n", tableName(r.Config.Name))
+	for _, s := range r.sets() {
+		fmt.Fprintf(&b, "\tset %s {\n\t\ttype %s\n\t\telements = { %s }\n\t}\n\n", s.name, s.kind.Name, strings.Join(s.texts, ", "))
+	}
 	for i := range r.Chains {
 		c := &r.Chains[i]
 		if i > 0 {
@@ -37,6 +44,46 @@ func (r *Ruleset) NFT() string {
 	return b.String()
 }
 
+// namedSet is a set of the table: of users, groups or interfaces. Unlike ports and networks these cannot be in a set of
+// the rule's own, because the library says of such a set that its numbers are in network byte order.
+type namedSet struct {
+	name  string
+	kind  nftables.SetDatatype
+	texts []string
+	keys  []nftables.SetElement
+}
+
+// sets are those that the rules look things up in, each of them once.
+func (r *Ruleset) sets() (out []namedSet) {
+	add := func(name string, kind nftables.SetDatatype, texts []string, keys [][]byte) {
+		if len(keys) < 2 || slices.ContainsFunc(out, func(s namedSet) bool { return s.name == name }) {
+			return
+		}
+		s := namedSet{name: name, kind: kind, texts: texts}
+		for _, k := range keys {
+			s.keys = append(s.keys, nftables.SetElement{Key: k})
+		}
+		out = append(out, s)
+	}
+	for i := range r.Chains {
+		for j := range r.Chains[i].Rules {
+			rule := &r.Chains[i].Rules[j]
+			add(rule.Set, nftables.TypeUID, texts(rule.UIDs), keysOf(rule.UIDs, binaryutil.NativeEndian.PutUint32))
+			add(rule.Set, nftables.TypeGID, texts(rule.GIDs), keysOf(rule.GIDs, binaryutil.NativeEndian.PutUint32))
+			add(rule.Set, nftables.TypeIFName, quoted(rule.In), keysOf(rule.In, interfaceKey))
+			add(rule.Set, nftables.TypeIFName, quoted(rule.Out), keysOf(rule.Out, interfaceKey))
+		}
+	}
+	return out
+}
+
+func keysOf[T any](of []T, key func(T) []byte) (out [][]byte) {
+	for _, v := range of {
+		out = append(out, key(v))
+	}
+	return out
+}
+
 func (r *Ruleset) policyRouteText() string {
 	if !r.PolicyRoute {
 		return ""
@@ -49,12 +96,17 @@ func (r *Ruleset) policyRouteText() string {
 func (r *Rule) nft() string {
 	var w []string
 	add := func(format string, args ...any) { w = append(w, fmt.Sprintf(format, args...)) }
-	if r.UID != nil {
-		add("meta skuid %d", *r.UID)
+	oneOf := func(what string, of []string) {
+		switch len(of) {
+		case 0:
+		case 1:
+			add("%s %s", what, of[0])
+		default:
+			add("%s @%s", what, r.Set)
+		}
 	}
-	if r.GID != nil {
-		add("meta skgid %d", *r.GID)
-	}
+	oneOf("meta skuid", texts(r.UIDs))
+	oneOf("meta skgid", texts(r.GIDs))
 	if r.Mark != 0 {
 		add("meta mark %#08x", r.Mark)
 	}
@@ -62,12 +114,8 @@ func (r *Rule) nft() string {
 		path := cgroupRelative(r.Cgroup)
 		add("socket cgroupv2 level %d %q", strings.Count(path, "/")+1, path)
 	}
-	if r.In != "" {
-		add("iifname %q", r.In)
-	}
-	if r.Out != "" {
-		add("oifname %q", r.Out)
-	}
+	oneOf("iifname", quoted(r.In))
+	oneOf("oifname", quoted(r.Out))
 	if len(r.Nets) > 0 {
 		add("%s daddr %s", r.familyName(), nftSet(netNames(r.Nets)))
 	}
@@ -132,6 +180,20 @@ func (r *Rule) familyName() string {
 		return "ip6"
 	}
 	return "ip"
+}
+
+func texts(of []uint32) (out []string) {
+	for _, v := range of {
+		out = append(out, fmt.Sprint(v))
+	}
+	return out
+}
+
+func quoted(names []string) (out []string) {
+	for _, name := range names {
+		out = append(out, fmt.Sprintf("%q", name))
+	}
+	return out
 }
 
 func nftSet[T any](of []T) string {

@@ -112,9 +112,11 @@ func (p *planner) guard(name string, h Hook, decide func()) {
 // sidecar returns a rule for each thing by which the sidecar is known.
 func (p *planner) sidecar() (out []Rule) {
 	s := &p.c.Sidecar
-	out = byUser("", s.UIDs)
-	for _, gid := range s.GIDs {
-		out = append(out, Rule{GID: &gid})
+	if len(s.UIDs) > 0 {
+		out = append(out, Rule{UIDs: s.UIDs, Set: "sidecar-users"})
+	}
+	if len(s.GIDs) > 0 {
+		out = append(out, Rule{GIDs: s.GIDs, Set: "sidecar-groups"})
 	}
 	if s.Mark != 0 {
 		out = append(out, Rule{Mark: s.Mark})
@@ -143,11 +145,11 @@ func (p *planner) output() {
 // outbound decides about the destination.
 func (p *planner) outbound() {
 	c := p.c
-	for _, r := range byUser("excluded users", c.ExcludeUIDs) {
-		p.leave(r)
+	if len(c.ExcludeUIDs) > 0 {
+		p.leave(Rule{Why: "excluded users", UIDs: c.ExcludeUIDs, Set: "excluded-users"})
 	}
-	for _, name := range c.ExcludeInterfaces {
-		p.leave(Rule{Why: "excluded interfaces", Out: name})
+	if len(c.ExcludeInterfaces) > 0 {
+		p.leave(Rule{Why: "excluded interfaces", Out: c.ExcludeInterfaces, Set: "excluded-interfaces"})
 	}
 	for _, r := range byFamily("excluded networks", c.ExcludeOutboundCIDRs) {
 		p.leave(r)
@@ -158,7 +160,7 @@ func (p *planner) outbound() {
 		p.leave(Rule{Why: "excluded ports", TCP: true, Ports: c.ExcludeOutboundPorts})
 	}
 	if len(c.IncludeUIDs) > 0 {
-		p.only("out-users", byUser("included users", c.IncludeUIDs)...)
+		p.only("out-users", Rule{Why: "included users", UIDs: c.IncludeUIDs, Set: "included-users"})
 	}
 	// Before the loopback addresses, because a host's resolver is often there (127.0.0.53, 127.0.0.11).
 	if c.DNSPort != 0 && !hasPort(c.ExcludeOutboundPorts, 53) {
@@ -176,11 +178,7 @@ func (p *planner) outbound() {
 		p.leave(Rule{Why: "itself", Local: true, TCP: true, Ports: c.IncludeInboundPorts})
 	}
 	if len(c.IncludeInterfaces) > 0 {
-		var links []Rule
-		for _, name := range c.IncludeInterfaces {
-			links = append(links, Rule{Why: "included interfaces", Out: name})
-		}
-		p.only("out-links", links...)
+		p.only("out-links", Rule{Why: "included interfaces", Out: c.IncludeInterfaces, Set: "included-interfaces"})
 	}
 	if len(c.IncludeOutboundCIDRs) > 0 {
 		p.only("out-nets", byFamily("included networks", c.IncludeOutboundCIDRs)...)
@@ -206,11 +204,11 @@ func (p *planner) dns() {
 // inbound decides about what comes from outside; the caller adds what is done with it.
 func (p *planner) inbound() {
 	c := p.c
-	p.leave(Rule{Why: "from itself", In: "lo"})
+	p.leave(Rule{Why: "from itself", In: []string{"lo"}})
 	// What is not for this host is only routed through it.
 	p.only("inbound", Rule{Why: "for this host", TCP: true, Local: true})
-	for _, name := range c.ExcludeInterfaces {
-		p.leave(Rule{Why: "excluded interfaces", In: name})
+	if len(c.ExcludeInterfaces) > 0 {
+		p.leave(Rule{Why: "excluded interfaces", In: c.ExcludeInterfaces, Set: "excluded-interfaces"})
 	}
 	own := []PortRange{Port(c.InboundPort)}
 	if c.HealthPort != 0 {
@@ -221,11 +219,7 @@ func (p *planner) inbound() {
 		p.leave(Rule{Why: "excluded ports", TCP: true, Ports: c.ExcludeInboundPorts})
 	}
 	if len(c.IncludeInterfaces) > 0 {
-		var links []Rule
-		for _, name := range c.IncludeInterfaces {
-			links = append(links, Rule{Why: "included interfaces", In: name})
-		}
-		p.only("in-links", links...)
+		p.only("in-links", Rule{Why: "included interfaces", In: c.IncludeInterfaces, Set: "included-interfaces"})
 	}
 	if len(c.IncludeInboundPorts) > 0 {
 		p.only("in-ports", Rule{Why: "included ports", TCP: true, Ports: c.IncludeInboundPorts})
@@ -278,14 +272,6 @@ func byFamily(why string, nets []netip.Prefix) (out []Rule) {
 		if of := ofFamily(nets, v6); len(of) > 0 {
 			out = append(out, Rule{Why: why, Nets: of})
 		}
-	}
-	return out
-}
-
-// byUser is a rule for each user.
-func byUser(why string, uids []uint32) (out []Rule) {
-	for _, uid := range uids {
-		out = append(out, Rule{Why: why, UID: &uid})
 	}
 	return out
 }

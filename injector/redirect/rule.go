@@ -33,14 +33,15 @@ type Hook struct {
 type Rule struct {
 	Why string // printed, and kept as the rule's comment
 
-	UID, GID *uint32 // of the socket's owner
-	Mark     uint32
-	Cgroup   string
-	In, Out  string         // interface
-	Nets     []netip.Prefix // of the destination, all of one family
-	Local    bool           // the destination is an address of this host
-	TCP, UDP bool
-	Ports    []PortRange // of the destination; with TCP or UDP
+	UIDs, GIDs []uint32 // of the socket's owner
+	Mark       uint32
+	Cgroup     string
+	In, Out    []string       // interfaces
+	Set        string         // of the table, in which several of UIDs, GIDs, In or Out are looked up
+	Nets       []netip.Prefix // of the destination, all of one family
+	Local      bool           // the destination is an address of this host
+	TCP, UDP   bool
+	Ports      []PortRange // of the destination; with TCP or UDP
 	// SYN is the first packet of a TCP connection. Connections older than the rules are left alone by it: once NAT is
 	// in use the kernel takes up running connections in their middle, and asks the NAT chains about them.
 	SYN bool
