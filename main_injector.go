@@ -131,7 +131,7 @@ func showRules(w io.Writer, all []redirect.Status, rules bool) error {
 		}
 		fmt.Fprintf(w, "%s by %s\n", s.Place, s.Backend)
 		if s.Changed != "" {
-			fmt.Fprintf(w, "  CHANGED by somebody since: %s; apply again\n", s.Changed)
+			fmt.Fprintf(w, "  CHANGED since: %s; apply again\n", s.Changed)
 		}
 		for word := range strings.FieldsSeq(s.Config.String()) {
 			fmt.Fprintf(w, "  --%s\n", word)

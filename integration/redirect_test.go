@@ -611,6 +611,73 @@ func TestRedirectionByLongLists(t *testing.T) {
 	}
 }
 
+// TestRedirectionOfACgroupMadeAnew: rules are of the cgroup and not of its path, and show says when they have lost it.
+func TestRedirectionOfACgroupMadeAnew(t *testing.T) {
+	s := newStreet(t)
+	dir := harness.Cgroup(t, "parent") + "/app"
+	t.Cleanup(func() { os.Remove(dir) })
+	addr := net.JoinHostPort(s.b.IPv4.String(), "8080")
+	for _, backend := range []string{"nftables", "iptables-nft"} {
+		t.Run(backend, func(t *testing.T) {
+			s := *s
+			s.t = t
+			needBackend(t, backend)
+			says := func(want string) {
+				t.Helper()
+				if out := s.a.Must(s.bin, "redirect", "show"); want == "" && strings.Contains(out, "CHANGED") || !strings.Contains(out, want) {
+					t.Errorf("show says %q, want %q", out, want)
+				}
+			}
+			apply := func() {
+				t.Helper()
+				s.apply("--name", "app", "--cgroup", dir, "--inbound-mode", "off", "--backend", backend)
+				says("")
+				if got, want := s.dialIn(s.a, dir, addr), "outbound "+addr; got != want {
+					t.Errorf("%q, want %q", got, want)
+				}
+			}
+			must := func(err error) {
+				t.Helper()
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			must(os.Mkdir(dir, 0o755))
+			apply()
+			harness.Eventually(t, 10*time.Second, "the cgroup is removed", func() error { return syscall.Rmdir(dir) })
+			says(dir + " is gone")
+			must(os.Mkdir(dir, 0o755))
+			says(dir + " was made anew")
+			apply()
+			s.a.Must(s.bin, "redirect", "cleanup", "--all")
+			harness.Eventually(t, 10*time.Second, "the cgroup is removed", func() error { return syscall.Rmdir(dir) })
+		})
+	}
+}
+
+// TestRedirectionByAnotherVersion: its rules can be seen, replaced and removed.
+func TestRedirectionByAnotherVersion(t *testing.T) {
+	s := newStreet(t)
+	before := network(t, s.a)
+	theirs := []string{
+		"add table inet sallyport", "add chain inet sallyport later", "add chain inet sallyport owner",
+		`add rule inet sallyport owner return comment "sallyport 1/1: outbound-port=15001|color=blue|sidecar-uid=1337"`,
+	}
+	for _, remedy := range [][]string{{"apply"}, {"cleanup"}, {"cleanup", "--all"}} {
+		for _, line := range theirs {
+			s.a.Must("nft", line)
+		}
+		if out := s.a.Must(s.bin, "redirect", "show"); !strings.Contains(out, "made by another version of sallyport: this one does not know color") {
+			t.Errorf("show says %q", out)
+		}
+		s.a.Must(s.bin, append([]string{"redirect"}, remedy...)...)
+		s.a.Must(s.bin, "redirect", "cleanup")
+		if after := network(t, s.a); after != before {
+			t.Errorf("%s: before:\n%s\nafter:\n%s", remedy, before, after)
+		}
+	}
+}
+
 // TestRedirectionRefused: one line that says what to do, and the network as it was.
 func TestRedirectionRefused(t *testing.T) {
 	s := newStreet(t)

@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -77,6 +79,18 @@ func resolveCgroup(path string) (cgroup, error) {
 
 func findCgroup(mounts []cgroupMount, path string) (cgroup, error) {
 	clean := filepath.Clean("/" + path)
+	// Seen from a cgroup namespace below it (cgroup_namespaces(7)) a mount does not show how deep it lies, which the
+	// rules have to say.
+	outside := func(m cgroupMount) bool { return m.root == "/.." || strings.HasPrefix(m.root, "/../") }
+	for _, m := range mounts {
+		if _, ok := below(clean, m.point); ok && outside(m) {
+			return cgroup{}, fmt.Errorf("cgroup %s: %s is mounted from outside of this cgroup namespace: apply from the host's cgroup namespace", path, m.point)
+		}
+	}
+	mounts = slices.DeleteFunc(slices.Clone(mounts), outside)
+	if len(mounts) == 0 {
+		return cgroup{}, fmt.Errorf("cgroup %s: the cgroup2 mount is from outside of this cgroup namespace: apply from the host's cgroup namespace", path)
+	}
 	for _, m := range mounts {
 		if rest, ok := below(clean, m.point); ok {
 			return statCgroup(filepath.Join(m.point, rest), filepath.Join(m.root, rest), path)
@@ -97,6 +111,36 @@ func below(path, dir string) (rest string, ok bool) {
 	}
 	rest, ok = strings.CutPrefix(path, dir)
 	return rest, ok && (rest == "" || rest[0] == '/')
+}
+
+// cgroupIDs is the note by which staleCgroup knows the cgroups again. The kernel compares ids, and one that is removed and
+// made again under its path has another.
+func cgroupIDs(c *Config, cgroups map[string]cgroup) []string {
+	if len(cgroups) == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s%d,%d", idsNote, cgroups[c.Cgroup].id, cgroups[c.Sidecar.Cgroup].id)}
+}
+
+// staleCgroup says which of the noted cgroups is not there any more, or is another one of its path.
+func staleCgroup(c *Config, ids string) string {
+	app, sidecar, ok := strings.Cut(ids, ",")
+	if !ok {
+		return ""
+	}
+	for _, is := range []struct{ path, id string }{{c.Cgroup, app}, {c.Sidecar.Cgroup, sidecar}} {
+		if is.path == "" {
+			continue
+		}
+		g, err := resolveCgroup(is.path)
+		if errors.Is(err, os.ErrNotExist) {
+			return "the cgroup " + is.path + " is gone, and these rules match nobody; once it is there"
+		}
+		if err == nil && strconv.FormatUint(g.id, 10) != is.id {
+			return "the cgroup " + is.path + " was made anew, and these rules match the one before"
+		}
+	}
+	return ""
 }
 
 func statCgroup(dir, path, given string) (cgroup, error) {

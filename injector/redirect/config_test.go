@@ -166,6 +166,28 @@ func TestCgroupsAreFoundByTheMounts(t *testing.T) {
 	}
 }
 
+// A mount that lies outside of this cgroup namespace does not show how deep a cgroup is.
+func TestCgroupsOutsideOfTheNamespaceAreRefused(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(dir+"/host/a", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	above := cgroupMount{root: "/../..", point: dir + "/host"}
+	own := cgroupMount{root: "/", point: dir}
+	for _, c := range []struct {
+		mounts []cgroupMount
+		path   string
+		ok     bool
+	}{
+		{[]cgroupMount{above}, dir + "/host/a", false}, {[]cgroupMount{above}, "/a", false}, {[]cgroupMount{above, own}, dir + "/host/a", false},
+		{[]cgroupMount{above, own}, "/host/a", true}, {[]cgroupMount{{root: "/..a", point: dir}}, dir + "/host/a", true},
+	} {
+		if _, err := findCgroup(c.mounts, c.path); (err == nil) != c.ok || err != nil && !strings.Contains(err.Error(), "apply from the host's cgroup namespace") {
+			t.Errorf("%v: %s: %v", c.mounts, c.path, err)
+		}
+	}
+}
+
 // What iptables-save prints is read back: which chains are ours, who calls them, whose they are.
 func TestWhatIptablesSavePrintsIsRead(t *testing.T) {
 	all := parseSave(`# Generated
@@ -190,8 +212,8 @@ COMMIT
 	if got := strings.Join(deletions(s.jumps), ";"); got != "-D OUTPUT -m comment --comment sallyport -j sallyport.output" {
 		t.Error("jumps:", got)
 	}
-	if c, ok := readOwner(s.comments("sallyport.")); !ok || c.OutboundPort != 15001 {
-		t.Errorf("owner: %+v %v", c, ok)
+	if o, ok := readOwner(s.comments("sallyport.")); !ok || o.config.OutboundPort != 15001 {
+		t.Errorf("owner: %+v %v", o, ok)
 	}
 	if got := noteOf([]saved{s}, "sallyport."); !slices.Equal(got, []string{"ip|nat", "ip6|nat"}) {
 		t.Error("note:", got)

@@ -223,6 +223,19 @@ func Parse(s string) (c Config, err error) {
 	return c, nil
 }
 
+// parseKnown is Parse that leaves out what it cannot read, and names it.
+func parseKnown(s string) (c Config, unknown []string) {
+	for word := range strings.FieldsSeq(s) {
+		name, value, _ := strings.Cut(word, "=")
+		value, err := url.PathUnescape(value)
+		f := field(name)
+		if err != nil || f == nil || f.set(&c, value) != nil {
+			unknown = append(unknown, name)
+		}
+	}
+	return c, unknown
+}
+
 func field(name string) *Field {
 	for i := range Fields {
 		if Fields[i].Name == name {

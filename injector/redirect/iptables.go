@@ -244,7 +244,7 @@ func (t *iptables) find(name string) (out []saved, err error) {
 		if len(s.chains) == 0 && len(s.jumps) == 0 {
 			continue
 		}
-		if c, ok := readOwner(s.comments(prefix)); !ok || c.Name != name {
+		if o, ok := readOwner(s.comments(prefix)); !ok || o.config.Name != name {
 			return nil, &errNotOurs{fmt.Sprintf("chain %s of table %s (%s)", s.chains[0], s.table, t.variant)}
 		}
 		out = append(out, s)
@@ -257,14 +257,13 @@ func (t *iptables) apply(r *Ruleset, cgroups map[string]cgroup) error {
 	if err != nil {
 		return err
 	}
-	fresh := t.freshTables(old, iptablesPrefix(r.Config.Name))
-	r = withPaths(r, cgroups)
+	r = withPaths(r, cgroups).noted(append(cgroupIDs(&r.Config, cgroups), t.freshTables(old, iptablesPrefix(r.Config.Name))...)...)
 	var steps, back []step
 	for _, v6 := range t.families() {
 		for _, table := range iptablesTables {
 			was := pick(old, v6, table)
 			if slices.Contains(r.tables(), table) {
-				steps = append(steps, step{v6, r.restore(table, v6, deletions(was.jumps), was.chains, fresh)})
+				steps = append(steps, step{v6, r.restore(table, v6, deletions(was.jumps), was.chains)})
 			} else if len(was.chains) > 0 {
 				steps = append(steps, step{v6, removal(&was)})
 			}
@@ -428,11 +427,10 @@ func (t *iptables) inForce() (out []Status, err error) {
 			}
 			seen[prefix] = true
 			s := Status{Backend: t.variant, Place: "chains " + prefix + "*"}
-			var ours bool
-			if s.Config, ours = readOwner(all[i].comments(prefix)); !ours {
-				s = Status{Backend: t.variant, Place: s.Place, Foreign: true}
+			if o, ours := readOwner(all[i].comments(prefix)); ours && iptablesPrefix(o.config.Name) == prefix {
+				s.Config, s.Changed = o.config, t.changed(&o, all, prefix)
 			} else {
-				s.Changed = t.changed(&s.Config, all, prefix)
+				s.Foreign = true
 			}
 			out = append(out, s)
 		}
@@ -441,10 +439,13 @@ func (t *iptables) inForce() (out []Status, err error) {
 }
 
 // changed says where the kernel's rules are not those that the configuration makes.
-func (t *iptables) changed(c *Config, all []saved, prefix string) string {
-	r, err := Plan(*c)
+func (t *iptables) changed(o *owner, all []saved, prefix string) string {
+	if why := o.changed(); why != "" {
+		return why
+	}
+	r, err := Plan(o.config)
 	if err != nil {
-		return "made by another version of sallyport"
+		return err.Error()
 	}
 	for _, v6 := range t.families() {
 		for _, table := range r.tables() {

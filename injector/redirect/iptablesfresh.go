@@ -10,8 +10,6 @@ import (
 // iptables-nft makes tables "ip nat" and so on of nftables when it first uses them, and leaves them behind. So that a
 // cleanup leaves the rule set exactly as it was, the owner chain notes which tables were not there before us.
 
-const freshNote = "sallyport fresh: "
-
 // freshTables is the note: what an earlier Apply has noted, or else which tables there are not.
 func (t *iptables) freshTables(old []saved, prefix string) []string {
 	if t.variant != IPTablesNFT {
@@ -63,10 +61,8 @@ func familyText(f nftables.TableFamily) string {
 // noteOf reads the note.
 func noteOf(old []saved, prefix string) []string {
 	for i := range old {
-		for _, c := range old[i].comments(prefix) {
-			if rest, ok := strings.CutPrefix(c, freshNote); ok {
-				return strings.Split(rest, ",")
-			}
+		if o, _ := readOwner(old[i].comments(prefix)); o.fresh != nil {
+			return o.fresh
 		}
 	}
 	return nil

@@ -27,7 +27,7 @@ func iptablesPrefix(name string) string {
 func (r *Ruleset) IPTables(v6 bool) string {
 	var b strings.Builder
 	for _, table := range r.tables() {
-		b.WriteString(r.restore(table, v6, nil, nil, nil))
+		b.WriteString(r.restore(table, v6, nil, nil))
 	}
 	return b.String()
 }
@@ -44,7 +44,7 @@ func (r *Ruleset) tables() (out []string) {
 
 // restore is the transaction that replaces what there is of ours in one table: jumps are the rules by which built-in
 // chains call our old chains ("-D …" lines), old the names of those chains. Rules, chains and jumps change at once.
-func (r *Ruleset) restore(table string, v6 bool, jumps, old, notes []string) string {
+func (r *Ruleset) restore(table string, v6 bool, jumps, old []string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "*%s\n", table)
 	prefix := iptablesPrefix(r.Config.Name)
@@ -63,11 +63,6 @@ func (r *Ruleset) restore(table string, v6 bool, jumps, old, notes []string) str
 		for i := range c.Rules {
 			for _, line := range c.Rules[i].iptables(prefix, v6) {
 				fmt.Fprintf(&b, "-A %s %s\n", prefix+c.Name, line)
-			}
-		}
-		if c.Name == ownerChain {
-			for _, note := range notes {
-				fmt.Fprintf(&b, "-A %s -m comment --comment %q -j RETURN\n", prefix+c.Name, note)
 			}
 		}
 		if h := c.Hook; h != nil {

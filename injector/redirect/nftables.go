@@ -67,11 +67,11 @@ func flush(conn *nftables.Conn) error {
 
 // nftTable is one of ours, or one that has our name.
 type nftTable struct {
-	table  *nftables.Table
-	rules  map[string]int // how many, by chain
-	sets   map[string]int // how many elements, by name
-	config Config
-	ours   bool
+	table *nftables.Table
+	rules map[string]int // how many, by chain
+	sets  map[string]int // how many elements, by name
+	owner owner
+	ours  bool
 }
 
 // tables reads the tables that have names of ours.
@@ -136,8 +136,8 @@ func readTable(conn *nftables.Conn, t *nftables.Table) (nftTable, error) {
 				comments = append(comments, s)
 			}
 		}
-		out.config, out.ours = readOwner(comments)
-		out.ours = out.ours && tableName(out.config.Name) == t.Name
+		out.owner, out.ours = readOwner(comments)
+		out.ours = out.ours && tableName(out.owner.config.Name) == t.Name
 	}
 	return out, nil
 }
@@ -164,6 +164,7 @@ func (n nft) apply(r *Ruleset, cgroups map[string]cgroup) error {
 	if _, err := n.find(r.Config.Name); err != nil {
 		return err
 	}
+	r = r.noted(cgroupIDs(&r.Config, cgroups)...)
 	conn, err := connect()
 	if err != nil {
 		return nftError(err)
@@ -204,7 +205,7 @@ func (n nft) apply(r *Ruleset, cgroups map[string]cgroup) error {
 // the transaction, do not fit into the socket) it has either put all of it in force or nothing.
 func (n nft) took(r *Ruleset) bool {
 	t, err := n.find(r.Config.Name)
-	return err == nil && t != nil && t.changed() == "" && t.config.String() == r.Config.String()
+	return err == nil && t != nil && t.changed() == "" && t.owner.config.String() == r.Config.String()
 }
 
 // connect opens the socket, with room for the kernel's answers to a long transaction. Where it may not be had, took helps.
@@ -251,7 +252,7 @@ func (n nft) inForce() (out []Status, err error) {
 	}
 	for i := range tables {
 		t := &tables[i]
-		s := Status{Backend: NFTables, Config: t.config, Place: "table inet " + t.table.Name}
+		s := Status{Backend: NFTables, Config: t.owner.config, Place: "table inet " + t.table.Name}
 		if !t.ours {
 			s.Foreign = true
 			out = append(out, s)
@@ -265,12 +266,18 @@ func (n nft) inForce() (out []Status, err error) {
 
 // changed says where the kernel's rules are not those that the configuration makes.
 func (t *nftTable) changed() string {
-	plan, err := Plan(t.config)
+	if why := t.owner.changed(); why != "" {
+		return why
+	}
+	plan, err := Plan(t.owner.config)
 	if err != nil {
-		return "made by another version of sallyport"
+		return err.Error()
 	}
 	for i := range plan.Chains {
 		c := &plan.Chains[i]
+		if c.Name == ownerChain {
+			continue
+		}
 		if n, ok := t.rules[c.Name]; !ok || n != len(c.Rules) {
 			return fmt.Sprintf("chain %s has %d rules in place of %d", c.Name, n, len(c.Rules))
 		}

@@ -2,6 +2,7 @@ package redirect
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -27,26 +28,71 @@ func (e *errNotOurs) Error() string {
 	return e.what + " is not of sallyport's making (it lacks our comments): rename or remove it, or give another --name"
 }
 
-// readOwner puts the comments together again. They come in the order in which they were written.
-func readOwner(comments []string) (c Config, ok bool) {
+// owner is what the comments say.
+type owner struct {
+	config  Config
+	unknown []string // what of the configuration this version does not know
+	ids     string   // as in idsNote
+	fresh   []string // as in freshNote
+}
+
+// Notes stand beside the configuration in the owner chain.
+const (
+	idsNote   = "sallyport ids: "
+	freshNote = "sallyport fresh: "
+)
+
+// readOwner puts the comments together again. They come in the order in which they were written. Whoever numbers them
+// as we do is us, of whatever version; the caller compares the name.
+func readOwner(comments []string) (o owner, ok bool) {
 	var text strings.Builder
-	next := 1
+	next, last := 1, 0
 	for _, s := range comments {
+		if ids, is := strings.CutPrefix(s, idsNote); is {
+			o.ids = ids
+		}
+		if fresh, is := strings.CutPrefix(s, freshNote); is {
+			o.fresh = strings.Split(fresh, ",")
+		}
 		rest, ours := strings.CutPrefix(s, "sallyport ")
 		count, chunk, cut := strings.Cut(rest, ": ")
 		i, n, slash := strings.Cut(count, "/")
 		if !ours || !cut || !slash {
 			continue
 		}
-		if i != strconv.Itoa(next) || next > maxText {
-			return c, false
+		total, err := strconv.Atoi(n)
+		if err != nil || i != strconv.Itoa(next) || next > total || last != 0 && total != last {
+			return o, false
 		}
 		text.WriteString(strings.ReplaceAll(chunk, "|", " "))
-		if i == n {
-			c, err := Parse(text.String())
-			return c, err == nil
-		}
-		next++
+		next, last = next+1, total
 	}
-	return c, false
+	if last == 0 || next != last+1 {
+		return o, false
+	}
+	o.config, o.unknown = parseKnown(text.String())
+	return o, true
+}
+
+// changed says why the rules are not what the configuration says today, whatever they are; "" if nothing is known.
+func (o *owner) changed() string {
+	if len(o.unknown) > 0 {
+		return "made by another version of sallyport: this one does not know " + strings.Join(o.unknown, ", ")
+	}
+	if _, err := Plan(o.config); err != nil {
+		return "made by another version of sallyport"
+	}
+	return staleCgroup(&o.config, o.ids)
+}
+
+// noted is the ruleset with notes in its owner chain.
+func (r *Ruleset) noted(notes ...string) *Ruleset {
+	out := *r
+	out.Chains = slices.Clone(r.Chains)
+	c := out.chain(ownerChain)
+	c.Rules = slices.Clone(c.Rules)
+	for _, note := range notes {
+		c.Rules = append(c.Rules, Rule{Why: note, Do: Verdict{Return: true}})
+	}
+	return &out
 }

@@ -208,21 +208,33 @@ func TestOwnerCommentsGiveBackTheConfiguration(t *testing.T) {
 			comments = append(comments, rule.Why)
 		}
 		back, ok := readOwner(append([]string{"something else"}, comments...))
-		if !ok || back.String() != r.Config.String() {
-			t.Errorf("%s: %s came back as %s (%v)", name, r.Config.String(), back.String(), ok)
+		if !ok || back.config.String() != r.Config.String() || back.unknown != nil {
+			t.Errorf("%s: %s came back as %s (%v)", name, r.Config.String(), back.config.String(), ok)
 		}
 		if len(comments) > 1 {
 			if _, ok := readOwner(comments[:len(comments)-1]); ok {
 				t.Errorf("%s: half of the comments were taken for all", name)
 			}
 		}
-		if again := plan(t, back.String()); again.NFT() != r.NFT() {
+		if again := plan(t, back.config.String()); again.NFT() != r.NFT() {
 			t.Errorf("%s: another plan from the same configuration", name)
 		}
 	}
-	for _, foreign := range [][]string{nil, {"mine"}, {"sallyport 1/1: nonsense=1"}, {"sallyport 2/2: name=x"}} {
+	for _, foreign := range [][]string{nil, {"mine"}, {"sallyport ids: 1,2"}, {"sallyport 1/x: name=x"}, {"sallyport 2/2: name=x"}, {"sallyport 1/2: name=x"},
+		{"sallyport 1/2: name=x", "sallyport 2/3: cgroup=x"}, {"sallyport 1/1: name=x", "sallyport 2/1: cgroup=x"}} {
 		if _, ok := readOwner(foreign); ok {
 			t.Errorf("%q was taken for ours", foreign)
 		}
+	}
+}
+
+// Another version of sallyport is still sallyport: its rules can be replaced and removed.
+func TestWhatAnotherVersionWroteIsOurs(t *testing.T) {
+	o, ok := readOwner([]string{"sallyport 1/2: name=orders|cgroup=/a|color=blue|outbound-port=http|dns-p", "sallyport 2/2: ort=15053|sidecar-uid=1337", "sallyport ids: 7,0"})
+	if !ok || o.config.Name != "orders" || o.config.DNSPort != 15053 || o.ids != "7,0" {
+		t.Errorf("%+v %v", o, ok)
+	}
+	if why := o.changed(); !strings.Contains(why, "does not know color, outbound-port") {
+		t.Error(why)
 	}
 }
