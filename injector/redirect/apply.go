@@ -3,6 +3,7 @@ package redirect
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -15,9 +16,12 @@ type backend interface {
 	name() Backend
 	// usable is nil where the backend can be used; *errMissing where the host lacks it.
 	usable() error
+	// find returns what is in force under a name, nil if nothing is; *errNotOurs if that is somebody else's.
+	find(name string) (*Status, error)
 	// apply replaces what is in force under the name of the ruleset. Where it fails everything is as before.
 	apply(r *Ruleset, cgroups map[string]cgroup) error
-	cleanup(name string) (found bool, err error)
+	// cleanup removes what is in force under some names.
+	cleanup(names ...string) error
 	inForce() ([]Status, error)
 }
 
@@ -49,6 +53,10 @@ func Apply(c Config) error {
 	if err != nil {
 		return err
 	}
+	old, err := findAll(r.Config.Name)
+	if err != nil {
+		return err
+	}
 	if r.PolicyRoute {
 		if err := addPolicyRoute(); err != nil {
 			return errors.Join(err, dropUnusedRoutes())
@@ -62,20 +70,45 @@ func Apply(c Config) error {
 	if err := b.apply(r, cgroups); err != nil {
 		return errors.Join(wrongBackend(r, err), dropUnusedRoutes())
 	}
+	finish(r, b, old)
+	return nil
+}
+
+// findAll is what the backends have under a name. It is asked before the first change: what cannot be replaced must not
+// be found out in the middle.
+func findAll(name string) (map[Backend]*Status, error) {
+	out := map[Backend]*Status{}
+	for _, b := range backends {
+		s, err := b.find(name)
+		if err != nil && !missing(err) {
+			return nil, err
+		}
+		if s != nil {
+			out[b.name()] = s
+		}
+	}
+	return out, nil
+}
+
+// finish does what remains once new rules are in force. They stay so whatever happens here: a caller that was told of an
+// error would take them for refused.
+func finish(r *Ruleset, b backend, old map[Backend]*Status) {
 	// Only now, so that there is no moment without rules. Until then what the first of the two decides stands.
 	for _, other := range backends {
-		if other.name() == b.name() {
+		if old[other.name()] == nil || other.name() == b.name() {
 			continue
 		}
-		if _, err := other.cleanup(r.Config.Name); err != nil && !missing(err) {
-			return fmt.Errorf("the new rules are in force by %s, but the old ones by %s cannot be removed: %w", b.name(), other.name(), err)
+		if err := other.cleanup(r.Config.Name); err != nil {
+			slog.Warn("the new rules are in force, and the old ones of another backend cannot be removed", "new", b.name(), "old", other.name(),
+				"error", err, "remove_by", "sallyport redirect cleanup, then apply again")
 		}
 	}
 	if err := dropUnusedRoutes(); err != nil {
-		return err
+		slog.Warn("the rules are in force, and routes of earlier ones cannot be removed", "error", err)
 	}
-	forgetDNS()
-	return nil
+	if was := old[b.name()]; len(old) != 1 || was == nil || was.Changed != "" || was.Config.String() != r.Config.String() {
+		forgetDNS()
+	}
 }
 
 // wrongBackend adds what would help where the kernel has the backend but not all that the rules need.
@@ -127,27 +160,33 @@ func Cleanup(name string) error {
 // CleanupAll removes all of our rules.
 func CleanupAll() error {
 	defer lock()()
-	all, err := inForce()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for i := range all {
-		if !all[i].Foreign {
-			errs = append(errs, cleanup(all[i].Config.Name))
+	return cleanupWhere(func(b backend) (names []string, err error) {
+		all, err := b.inForce()
+		for i := range all {
+			if !all[i].Foreign {
+				names = append(names, all[i].Config.Name)
+			}
 		}
-	}
-	if len(errs) == 0 { // a crash may have left the routes alone
-		return cleanup("")
-	}
-	return errors.Join(errs...)
+		return names, err
+	})
 }
 
 func cleanup(name string) error {
+	return cleanupWhere(func(b backend) ([]string, error) {
+		s, err := b.find(name)
+		if s == nil {
+			return nil, err
+		}
+		return []string{name}, err
+	})
+}
+
+// cleanupWhere removes the rule sets that which finds, and what a crash may have left beside them.
+func cleanupWhere(which func(backend) (names []string, err error)) error {
 	var errs []error
-	usable := false
+	usable, changed := false, false
 	for _, b := range backends {
-		_, err := b.cleanup(name)
+		names, err := which(b)
 		if missing(err) {
 			continue
 		}
@@ -155,13 +194,19 @@ func cleanup(name string) error {
 		if errors.Is(err, errNoAdmin) {
 			return err
 		}
+		if err == nil && len(names) > 0 {
+			changed = true
+			err = b.cleanup(names...)
+		}
 		errs = append(errs, err)
 	}
 	if !usable {
 		return nil // without a backend there are no rules
 	}
 	errs = append(errs, dropUnusedRoutes())
-	forgetDNS()
+	if changed {
+		forgetDNS()
+	}
 	return errors.Join(errs...)
 }
 

@@ -215,7 +215,7 @@ COMMIT
 	if o, ok := readOwner(s.comments("sallyport.")); !ok || o.config.OutboundPort != 15001 {
 		t.Errorf("owner: %+v %v", o, ok)
 	}
-	if got := noteOf([]saved{s}, "sallyport."); !slices.Equal(got, []string{"ip|nat", "ip6|nat"}) {
+	if got := notes([]saved{s}); !slices.Equal(got, []string{"ip6|nat", "ip|nat"}) {
 		t.Error("note:", got)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -232,16 +233,25 @@ func (s *saved) comments(prefix string) (out []string) {
 	return out
 }
 
-// find is read for one name. It refuses chains that are not ours.
-func (t *iptables) find(name string) (out []saved, err error) {
+// find returns the rule set of a name. It refuses chains that are not ours.
+func (t *iptables) find(name string) (*Status, error) {
 	all, err := t.read()
 	if err != nil {
 		return nil, err
 	}
+	if there, err := t.named(all, name); err != nil || len(there) == 0 {
+		return nil, err
+	}
+	s := t.status(all, iptablesPrefix(name))
+	return &s, nil
+}
+
+// named is what there is of a name, by table.
+func (t *iptables) named(all []saved, name string) (out []saved, err error) {
 	prefix := iptablesPrefix(name)
 	for i := range all {
 		s := all[i].of(prefix)
-		if len(s.chains) == 0 && len(s.jumps) == 0 {
+		if len(s.chains) == 0 {
 			continue
 		}
 		if o, ok := readOwner(s.comments(prefix)); !ok || o.config.Name != name {
@@ -252,24 +262,83 @@ func (t *iptables) find(name string) (out []saved, err error) {
 	return out, nil
 }
 
+// owners are those of all rule sets of ours.
+func owners(all []saved) (out []owner) {
+	for i := range all {
+		for _, chain := range all[i].chains {
+			prefix, ok := strings.CutSuffix(chain, ownerChain)
+			if !ok {
+				continue
+			}
+			o, ok := readOwner(all[i].comments(prefix))
+			if ok && iptablesPrefix(o.config.Name) == prefix && !slices.ContainsFunc(out, func(p owner) bool { return p.config.Name == o.config.Name }) {
+				out = append(out, o)
+			}
+		}
+	}
+	return out
+}
+
+// lost are the names of our rule sets whose cgroup is gone. The kernel looks up the cgroups of all rules of a legacy
+// table at each change of any of them, and refuses it, whoever makes it, where one is not there; so they have to go with
+// the next change of ours, all at once.
+func (t *iptables) lost(all []saved) (names []string) {
+	if t.variant != IPTablesLegacy {
+		return nil
+	}
+	for _, o := range owners(all) {
+		for _, path := range []string{o.config.Cgroup, o.config.Sidecar.Cgroup} {
+			if path == "" {
+				continue
+			}
+			if _, err := resolveCgroup(path); errors.Is(err, os.ErrNotExist) {
+				names = append(names, o.config.Name)
+			}
+		}
+	}
+	return inOrder(names)
+}
+
+// pick is what the rule sets of the names have in one table.
+func pick(all []saved, v6 bool, table string, names ...string) saved {
+	out := saved{v6: v6, table: table, rules: map[string][]string{}}
+	for i := range all {
+		if all[i].v6 != v6 || all[i].table != table {
+			continue
+		}
+		for _, name := range names {
+			s := all[i].of(iptablesPrefix(name))
+			out.chains, out.jumps = append(out.chains, s.chains...), append(out.jumps, s.jumps...)
+			maps.Copy(out.rules, s.rules)
+		}
+	}
+	return out
+}
+
 func (t *iptables) apply(r *Ruleset, cgroups map[string]cgroup) error {
-	old, err := t.find(r.Config.Name)
+	all, err := t.read()
 	if err != nil {
 		return err
 	}
-	r = withPaths(r, cgroups).noted(append(cgroupIDs(&r.Config, cgroups), t.freshTables(old, iptablesPrefix(r.Config.Name))...)...)
+	name := r.Config.Name
+	if _, err := t.named(all, name); err != nil {
+		return err
+	}
+	r = withPaths(r, cgroups).noted(append(cgroupIDs(&r.Config, cgroups), t.freshTables(r, all)...)...)
+	replaced := inOrder(append(t.lost(all), name))
 	var steps, back []step
 	for _, v6 := range t.families() {
 		for _, table := range iptablesTables {
-			was := pick(old, v6, table)
-			if slices.Contains(r.tables(), table) {
-				steps = append(steps, step{v6, r.restore(table, v6, deletions(was.jumps), was.chains)})
-			} else if len(was.chains) > 0 {
-				steps = append(steps, step{v6, removal(&was)})
+			old, was := pick(all, v6, table, replaced...), pick(all, v6, table, name)
+			switch {
+			case slices.Contains(r.tables(), table):
+				steps = append(steps, step{v6, r.restore(table, v6, deletions(old.jumps), old.chains)})
+			case len(old.chains) > 0:
+				steps = append(steps, step{v6, removal(&old)})
+			default:
+				continue
 			}
-			if slices.Contains(r.tables(), table) || len(was.chains) > 0 {
-				back = append(back, step{v6, undo(r, table, &was)})
-			}
+			back = append(back, step{v6, undo(r, table, &was)})
 		}
 	}
 	for _, s := range steps { // first see whether all of it would be taken
@@ -305,15 +374,6 @@ func (t *iptables) restore(s step, test bool) error {
 	}
 	_, err := run([]byte(s.text), path, args...)
 	return err
-}
-
-func pick(all []saved, v6 bool, table string) saved {
-	for _, s := range all {
-		if s.v6 == v6 && s.table == table {
-			return s
-		}
-	}
-	return saved{v6: v6, table: table}
 }
 
 // withPaths puts cgroups as the kernel knows them in place of folders.
@@ -399,18 +459,30 @@ func first(table, chain string) bool {
 	})
 }
 
-func (t *iptables) cleanup(name string) (found bool, err error) {
-	old, err := t.find(name)
-	if err != nil || len(old) == 0 {
-		return false, err
+// cleanup removes the rule sets of some names, and those whose cgroup is gone: one transaction for each table.
+func (t *iptables) cleanup(names ...string) error {
+	all, err := t.read()
+	if err != nil {
+		return err
 	}
-	fresh := noteOf(old, iptablesPrefix(name))
-	for i := range slices.Backward(old) { // the guard first: without the rest it would drop everything
-		if err := t.restore(step{old[i].v6, removal(&old[i])}, false); err != nil {
-			return true, err
+	for _, name := range names {
+		if _, err := t.named(all, name); err != nil {
+			return err
 		}
 	}
-	return true, removeFresh(fresh)
+	names = inOrder(append(t.lost(all), names...))
+	for _, v6 := range t.families() {
+		for _, table := range slices.Backward(iptablesTables) { // the guard first: without the rest it would drop everything
+			old := pick(all, v6, table, names...)
+			if len(old.chains) == 0 {
+				continue
+			}
+			if err := t.restore(step{v6, removal(&old)}, false); err != nil {
+				return err
+			}
+		}
+	}
+	return removeFresh(notes(all))
 }
 
 func (t *iptables) inForce() (out []Status, err error) {
@@ -422,20 +494,24 @@ func (t *iptables) inForce() (out []Status, err error) {
 	for i := range all {
 		for _, chain := range all[i].chains {
 			prefix := chain[:strings.LastIndexByte(chain, '.')+1]
-			if seen[prefix] {
-				continue
+			if !seen[prefix] {
+				seen[prefix] = true
+				out = append(out, t.status(all, prefix))
 			}
-			seen[prefix] = true
-			s := Status{Backend: t.variant, Place: "chains " + prefix + "*"}
-			if o, ours := readOwner(all[i].comments(prefix)); ours && iptablesPrefix(o.config.Name) == prefix {
-				s.Config, s.Changed = o.config, t.changed(&o, all, prefix)
-			} else {
-				s.Foreign = true
-			}
-			out = append(out, s)
 		}
 	}
 	return out, nil
+}
+
+// status is that of the rule set whose chains have a prefix.
+func (t *iptables) status(all []saved, prefix string) Status {
+	s := Status{Backend: t.variant, Place: "chains " + prefix + "*", Foreign: true}
+	for _, o := range owners(all) {
+		if iptablesPrefix(o.config.Name) == prefix {
+			s.Config, s.Changed, s.Foreign = o.config, t.changed(&o, all, prefix), false
+		}
+	}
+	return s
 }
 
 // changed says where the kernel's rules are not those that the configuration makes.
@@ -449,8 +525,7 @@ func (t *iptables) changed(o *owner, all []saved, prefix string) string {
 	}
 	for _, v6 := range t.families() {
 		for _, table := range r.tables() {
-			is := pick(all, v6, table)
-			own := is.of(prefix)
+			own := pick(all, v6, table, o.config.Name)
 			for _, chain := range r.chainsOf(table) {
 				if chain.Name == ownerChain {
 					continue

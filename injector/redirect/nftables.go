@@ -142,8 +142,18 @@ func readTable(conn *nftables.Conn, t *nftables.Table) (nftTable, error) {
 	return out, nil
 }
 
-// find returns the table of a name, and nil where there is none. It refuses one that is not ours.
-func (n nft) find(name string) (*nftTable, error) {
+// find returns the rule set of a name.
+func (n nft) find(name string) (*Status, error) {
+	t, err := n.named(name)
+	if t == nil || err != nil {
+		return nil, err
+	}
+	s := t.status()
+	return &s, nil
+}
+
+// named returns the table of a name, and nil where there is none. It refuses one that is not ours.
+func (n nft) named(name string) (*nftTable, error) {
 	tables, err := n.tables()
 	if err != nil {
 		return nil, err
@@ -161,7 +171,7 @@ func (n nft) find(name string) (*nftTable, error) {
 
 // apply replaces the table in one transaction: packets meet the old rules or the new ones, never none.
 func (n nft) apply(r *Ruleset, cgroups map[string]cgroup) error {
-	if _, err := n.find(r.Config.Name); err != nil {
+	if _, err := n.named(r.Config.Name); err != nil {
 		return err
 	}
 	r = r.noted(cgroupIDs(&r.Config, cgroups)...)
@@ -204,7 +214,7 @@ func (n nft) apply(r *Ruleset, cgroups map[string]cgroup) error {
 // took says whether the kernel has the ruleset. Where it cannot say so itself (ENOBUFS: its answers, one for each part of
 // the transaction, do not fit into the socket) it has either put all of it in force or nothing.
 func (n nft) took(r *Ruleset) bool {
-	t, err := n.find(r.Config.Name)
+	t, err := n.named(r.Config.Name)
 	return err == nil && t != nil && t.changed() == "" && t.owner.config.String() == r.Config.String()
 }
 
@@ -232,36 +242,38 @@ func nftChain(t *nftables.Table, c *Chain) *nftables.Chain {
 	return out
 }
 
-func (n nft) cleanup(name string) (found bool, err error) {
-	t, err := n.find(name)
-	if t == nil || err != nil {
-		return false, err
-	}
+// cleanup removes the tables of some names in one transaction.
+func (n nft) cleanup(names ...string) error {
 	conn, err := connect()
 	if err != nil {
-		return true, nftError(err)
+		return nftError(err)
 	}
-	conn.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: t.table.Name})
-	return true, flush(conn)
+	for _, name := range names {
+		t, err := n.named(name)
+		if err != nil {
+			return err
+		}
+		if t != nil {
+			conn.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: t.table.Name})
+		}
+	}
+	return flush(conn)
 }
 
 func (n nft) inForce() (out []Status, err error) {
 	tables, err := n.tables()
-	if err != nil {
-		return nil, err
-	}
 	for i := range tables {
-		t := &tables[i]
-		s := Status{Backend: NFTables, Config: t.owner.config, Place: "table inet " + t.table.Name}
-		if !t.ours {
-			s.Foreign = true
-			out = append(out, s)
-			continue
-		}
-		s.Changed = t.changed()
-		out = append(out, s)
+		out = append(out, tables[i].status())
 	}
-	return out, nil
+	return out, err
+}
+
+func (t *nftTable) status() Status {
+	s := Status{Backend: NFTables, Place: "table inet " + t.table.Name, Foreign: !t.ours}
+	if t.ours {
+		s.Config, s.Changed = t.owner.config, t.changed()
+	}
+	return s
 }
 
 // changed says where the kernel's rules are not those that the configuration makes.
