@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -18,10 +19,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"sallyport/integration/harness"
+	sidecardns "sallyport/sidecar/dns"
+	"sallyport/sidecar/metric"
 )
 
 // dialer connects, as a user and with a mark of its choice, and prints the line that it is greeted with.
@@ -58,6 +62,59 @@ var dialer = harness.Program("dialer", func(args []string) int {
 		return 1
 	}
 	fmt.Print(line)
+	return 0
+})
+
+// nameSidecar is a sidecar that does nothing but DNS.
+var nameSidecar = harness.Program("name-sidecar", func(_ []string) int {
+	if err := syscall.Setuid(1337); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	at := netip.MustParseAddrPort("127.0.0.1:15053")
+	s := sidecardns.NewServer(slog.New(slog.NewTextHandler(os.Stdout, nil)))
+	if err := s.Apply(&sidecardns.Config{Name: "dns", Addresses: []netip.AddrPort{at}, Stats: metric.NewSet(sidecardns.Stats, 1), Forward: true, Timeout: 20 * time.Second, Pending: 100}); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println("ready")
+	select {}
+})
+
+// nameStub is a resolver at 127.0.0.53 that asks a server, as a user of its own.
+var nameStub = harness.Program("name-stub", func(args []string) int {
+	pc, err := net.ListenPacket("udp", "127.0.0.53:53")
+	if err == nil {
+		err = syscall.Setuid(101)
+	}
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println("ready")
+	_ = (&dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		m, _, err := (&dns.Client{Timeout: 20 * time.Second}).Exchange(q.Copy(), net.JoinHostPort(args[0], "53"))
+		if err != nil {
+			m = new(dns.Msg).SetRcode(q, dns.RcodeServerFailure)
+		}
+		m.Id = q.Id
+		_ = w.WriteMsg(m)
+	})}).ActivateAndServe()
+	return 1
+})
+
+// asker asks the resolver of the host for a name, and prints the answer's code and address.
+var asker = harness.Program("asker", func(args []string) int {
+	m, _, err := (&dns.Client{Timeout: 10 * time.Second}).Exchange(new(dns.Msg).SetQuestion(args[0], dns.TypeA), "127.0.0.53:53")
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Print(dns.RcodeToString[m.Rcode])
+	for _, r := range m.Answer {
+		fmt.Print(" ", r.(*dns.A).A)
+	}
+	fmt.Println()
 	return 0
 })
 
@@ -798,6 +855,62 @@ func TestRedirectionLeavesQuestionsOfOthersAlone(t *testing.T) {
 		if !strings.Contains(there, "172.17.0.2 ") {
 			t.Errorf("%s: another's is gone: %s", c.args, there)
 		}
+	}
+}
+
+// TestRedirectionOfAStubResolver: the resolver of the host asks as a user of its own, which is redirected like all
+// others. Where the sidecar knows its servers, or its user is excluded, names are found; otherwise that is said at once.
+func TestRedirectionOfAStubResolver(t *testing.T) {
+	s := newStreet(t)
+	server := s.b.IPv4.String()
+	var packets net.PacketConn
+	s.b.Do(func() (err error) { packets, err = net.ListenPacket("udp4", server+":53"); return err })
+	names := &dns.Server{PacketConn: packets, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		m := new(dns.Msg).SetReply(q)
+		m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET}, A: net.IPv4(192, 0, 2, 7)}}
+		_ = w.WriteMsg(m)
+	})}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = names.ActivateAndServe() }()
+	t.Cleanup(func() { packets.Close(); <-done })
+	s.a.ResolvConf("nameserver 127.0.0.53\n")
+	s.a.Start(nameStub(server)).WaitLog("ready")
+	for _, c := range []struct {
+		name    string
+		servers string // in systemd's list of them
+		flags   []string
+		want    string
+	}{
+		{"nobody knows its servers", "", nil, "SERVFAIL"},
+		{"its servers are known", "nameserver " + server, nil, "NOERROR 192.0.2.7"},
+		{"its user is excluded", "", []string{"--exclude-uids", "101"}, "NOERROR 192.0.2.7"},
+		{"its servers are excluded", "", []string{"--exclude-outbound-cidrs", server}, "NOERROR 192.0.2.7"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := *s
+			s.t = t
+			// With a /run of its own.
+			program := nameSidecar()
+			script := `mount -t tmpfs none /run && mkdir -p /run/systemd/resolve && echo "$1" >/run/systemd/resolve/resolv.conf && shift && exec "$@"`
+			program.Path, program.Args = "unshare", append([]string{"--mount", "--propagation", "private", "sh", "-c", script, "sh", c.servers, program.Path}, program.Args...)
+			sidecar := s.a.Start(program)
+			sidecar.WaitLog("ready")
+			s.apply(c.flags...)
+			start := time.Now()
+			p := s.a.Start(asker("www.example."))
+			p.WaitExit(20 * time.Second)
+			if got := strings.TrimSpace(p.Log()); got != c.want {
+				t.Errorf("%q, want %q", got, c.want)
+			}
+			if took := time.Since(start); took > 5*time.Second {
+				t.Errorf("it took %s", took)
+			}
+			if said := strings.Contains(sidecar.Log(), "--exclude-uids"); said != (c.want == "SERVFAIL") {
+				t.Errorf("the sidecar says %q", sidecar.Log())
+			}
+			s.a.Must(s.bin, "redirect", "cleanup")
+			sidecar.Kill()
+		})
 	}
 }
 

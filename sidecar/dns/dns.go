@@ -95,18 +95,23 @@ const (
 
 // Server runs the DNS listeners of a process. Safe for concurrent use.
 type Server struct {
-	log  *slog.Logger
-	mu   sync.Mutex
-	open map[string]*listener
+	log       *slog.Logger
+	mu        sync.Mutex
+	open      map[string]*listener
+	upstreams string // a file like resolvConf, with the servers of the stub resolver
 }
 
 // NewServer returns a server without listeners.
-func NewServer(log *slog.Logger) *Server { return &Server{log: log, open: map[string]*listener{}} }
+func NewServer(log *slog.Logger) *Server {
+	return &Server{log: log, open: map[string]*listener{}, upstreams: stubUpstreams}
+}
 
 // listener is one with its sockets.
 type listener struct {
 	cfg     atomic.Pointer[Config]
 	pending atomic.Int64
+	asked   asked
+	stub    stub
 	servers []*dns.Server
 	wait    sync.WaitGroup
 }
@@ -120,7 +125,7 @@ func (s *Server) Apply(c *Config) error {
 		old.cfg.Store(c)
 		return nil
 	}
-	l := &listener{}
+	l := &listener{stub: stub{upstreams: s.upstreams, log: s.log}}
 	l.cfg.Store(c)
 	for _, a := range c.Addresses {
 		if err := l.bind(a); err != nil {
@@ -275,10 +280,13 @@ func (l *listener) forward(c *Config, w dns.ResponseWriter, q *dns.Msg, count fu
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), c.Timeout)
 	defer cancel()
-	resolvers := c.Resolvers
-	if len(resolvers) == 0 {
-		resolvers = hostResolvers()
+	resolvers, forget, err := l.resolvers(c, w.RemoteAddr(), q)
+	if err != nil {
+		count(statFailed)
+		l.stub.tell(err)
+		return new(dns.Msg).SetRcode(q, dns.RcodeServerFailure)
 	}
+	defer forget()
 	each := c.Timeout / time.Duration(max(1, len(resolvers)))
 	for _, r := range resolvers {
 		client := &dns.Client{Net: network, Timeout: each, UDPSize: dns.MaxMsgSize}
@@ -290,20 +298,4 @@ func (l *listener) forward(c *Config, w dns.ResponseWriter, q *dns.Msg, count fu
 	}
 	count(statFailed)
 	return new(dns.Msg).SetRcode(q, dns.RcodeServerFailure)
-}
-
-// resolvConf is read for each question that is passed on, for a DHCP client may change it.
-const resolvConf = "/etc/resolv.conf"
-
-func hostResolvers() (out []netip.AddrPort) {
-	c, err := dns.ClientConfigFromFile(resolvConf)
-	if err != nil {
-		return nil
-	}
-	for _, s := range c.Servers {
-		if a, err := netip.ParseAddr(s); err == nil {
-			out = append(out, netip.AddrPortFrom(a, 53))
-		}
-	}
-	return out
 }

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -200,5 +201,72 @@ func TestATableIsReplacedInPlace(t *testing.T) {
 	s.Remove("dns")
 	if s.Addresses("dns") != nil {
 		t.Error("the listener is still there")
+	}
+}
+
+// caller is a client with an address of its choice.
+type caller struct {
+	dns.ResponseWriter
+	from   string
+	answer chan *dns.Msg
+}
+
+func (c caller) RemoteAddr() net.Addr {
+	return net.UDPAddrFromAddrPort(netip.MustParseAddrPort(c.from))
+}
+func (c caller) WriteMsg(m *dns.Msg) error { c.answer <- m; return nil }
+
+// A stub resolver of the host whose own questions are redirected here must not be asked them again.
+func TestAStubResolverIsNotAskedItsOwnQuestions(t *testing.T) {
+	const own = "10.0.0.5:40000"
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _ := resolver(t, Config{Forward: true, Pending: 10, Timeout: 20 * time.Second, Resolvers: []netip.AddrPort{pc.LocalAddr().(*net.UDPAddr).AddrPort()}})
+	l := s.open["dns"]
+	asks := func(from, name string) *dns.Msg {
+		c := caller{from: from, answer: make(chan *dns.Msg, 1)}
+		l.serve(c, new(dns.Msg).SetQuestion(name, dns.TypeA))
+		return <-c.answer
+	}
+	// It asks by way of the sidecar what it is asked itself, from an address of an interface.
+	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		m := asks(own, strings.ToUpper(q.Question[0].Name))
+		m.Id = q.Id
+		_ = w.WriteMsg(m)
+	})
+	done := make(chan struct{})
+	var log strings.Builder
+	l.stub.log = slog.New(slog.NewTextHandler(&log, nil))
+	l.stub.upstreams = t.TempDir() + "/none"
+	go func() { defer close(done); _ = (&dns.Server{PacketConn: pc, Handler: handler}).ActivateAndServe() }()
+	t.Cleanup(func() { pc.Close(); <-done })
+	start := time.Now()
+	for range 3 {
+		if m := asks("127.0.0.1:40000", "www.example."); texts(m) != "SERVFAIL" {
+			t.Errorf("in a circle: %q", texts(m))
+		}
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("it took %s to see the circle", took)
+	}
+	if strings.Count(log.String(), "\n") != 1 || !strings.Contains(log.String(), "--exclude-uids") {
+		t.Errorf("logged %q", log.String())
+	}
+	if len(l.asked.of) != 0 {
+		t.Errorf("not forgotten: %v", l.asked.of)
+	}
+	// Where its servers are known they are asked what it asks.
+	l.stub.upstreams = t.TempDir() + "/resolv.conf"
+	if err := os.WriteFile(l.stub.upstreams, []byte("nameserver 127.0.0.53\nnameserver 192.0.2.7\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for from, want := range map[string]string{own: "192.0.2.7:53", "[fd00::5]:40000": "192.0.2.7:53", "127.0.0.1:1": pc.LocalAddr().String(), "[::ffff:127.0.0.1]:1": pc.LocalAddr().String()} {
+		to, forget, err := l.resolvers(l.cfg.Load(), caller{from: from}.RemoteAddr(), new(dns.Msg).SetQuestion("www.example.", dns.TypeA))
+		forget()
+		if err != nil || len(to) != 1 || to[0].String() != want {
+			t.Errorf("from %s: %v %v, want %s", from, to, err, want)
+		}
 	}
 }
