@@ -65,6 +65,21 @@ var dialer = harness.Program("dialer", func(args []string) int {
 	return 0
 })
 
+// holder locks its network namespace as a user without privilege, for as long as it is left alone.
+var holder = harness.Program("holder", func(_ []string) int {
+	err := syscall.Setuid(1000)
+	f, errOpen := os.Open("/proc/self/ns/net")
+	if err = errors.Join(err, errOpen); err == nil {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+	}
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println("held")
+	select {}
+})
+
 // nameSidecar is a sidecar that does nothing but DNS.
 var nameSidecar = harness.Program("name-sidecar", func(_ []string) int {
 	if err := syscall.Setuid(1337); err != nil {
@@ -573,6 +588,24 @@ func TestRedirectionWithoutARoute(t *testing.T) {
 	}
 }
 
+// TestRedirectionWithoutAnAddress: so they are on a host that has the loopback interface alone.
+func TestRedirectionWithoutAnAddress(t *testing.T) {
+	s := newStreet(t)
+	s.a.Must("ip", "addr", "flush", "dev", "eth0")
+	s.a.Must("ip", "link", "set", "eth0", "down")
+	before := network(t, s.a)
+	s.apply()
+	for _, addr := range []string{"240.1.2.3:80", "[fd53:616c:6c79:1::1]:80"} {
+		if got, want := s.dial(s.a, addr, "-timeout", "5s"), "outbound "+addr; got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	s.a.Must(s.bin, "redirect", "cleanup")
+	if after := network(t, s.a); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
 // TestRedirectionWithoutIPv6: where it is disabled, IPv4 is redirected; what was added before that is removed.
 func TestRedirectionWithoutIPv6(t *testing.T) {
 	s := newStreet(t)
@@ -911,6 +944,47 @@ func TestRedirectionOfAStubResolver(t *testing.T) {
 			s.a.Must(s.bin, "redirect", "cleanup")
 			sidecar.Kill()
 		})
+	}
+}
+
+// TestRedirectionIsHeldUpByNobody: what users may lock is not what we wait for.
+func TestRedirectionIsHeldUpByNobody(t *testing.T) {
+	s := newStreet(t)
+	s.a.Start(holder()).WaitLog("held")
+	start := time.Now()
+	s.apply()
+	s.a.Must(s.bin, "redirect", "cleanup")
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("apply and cleanup took %s", took)
+	}
+}
+
+// TestRedirectionStandsBehindPublishedPorts: where others add to PREROUTING since, show says so, and apply moves it.
+func TestRedirectionStandsBehindPublishedPorts(t *testing.T) {
+	s := newStreet(t)
+	for _, backend := range []string{"iptables-nft", "iptables-legacy"} {
+		needBackend(t, backend)
+		rule := []string{"-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "7070", "-j", "REDIRECT", "--to-ports", "8080"}
+		to := net.JoinHostPort(s.a.IPv4.String(), "7070")
+		apply := func(want string) {
+			t.Helper()
+			s.apply("--backend", backend)
+			if got := s.dial(s.b, to); got != want+" "+to+" from "+s.b.IPv4.String() {
+				t.Errorf("%s: %q, want %s", backend, got, want)
+			}
+			if out := s.a.Must(s.bin, "redirect", "show"); strings.Contains(out, "CHANGED") {
+				t.Errorf("%s: show says %q", backend, out)
+			}
+		}
+		apply("inbound")
+		s.a.Must(backend, rule...)
+		if out := s.a.Must(s.bin, "redirect", "show"); !strings.Contains(out, "behind ours, which so takes what is meant for it: -A PREROUTING") {
+			t.Errorf("%s: show says %q", backend, out)
+		}
+		apply("a")
+		rule[2] = "-D"
+		s.a.Must(backend, rule...)
+		s.a.Must(s.bin, "redirect", "cleanup")
 	}
 }
 

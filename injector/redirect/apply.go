@@ -4,11 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"slices"
 	"strings"
-	"syscall"
-	"time"
 )
 
 // backend puts rules into the kernel. All methods act on the network namespace of the calling thread.
@@ -48,7 +45,7 @@ func Apply(c Config) error {
 	if err != nil {
 		return err
 	}
-	defer lock()()
+	defer lock(lockFolder)()
 	b, err := choose(r.Config.Backend)
 	if err != nil {
 		return err
@@ -153,13 +150,13 @@ func Cleanup(name string) error {
 			return fmt.Errorf("--name %q: %w", name, err)
 		}
 	}
-	defer lock()()
+	defer lock(lockFolder)()
 	return cleanup(name)
 }
 
 // CleanupAll removes all of our rules.
 func CleanupAll() error {
-	defer lock()()
+	defer lock(lockFolder)()
 	return cleanupWhere(func(b backend) (names []string, err error) {
 		all, err := b.inForce()
 		for i := range all {
@@ -260,22 +257,4 @@ func cgroupsOf(c *Config) (map[string]cgroup, error) {
 		out[path] = g
 	}
 	return out, nil
-}
-
-// lockTime is how long another sallyport at work in this network namespace is waited for.
-const lockTime = 10 * time.Second
-
-// lock keeps two of us in one network namespace apart, because the policy route is shared: one could remove what the
-// other has just found there. The lock is on the namespace's own inode, so no file is left by a crash. Anybody in the
-// namespace could hold it, so after lockTime the work goes on without: the rules themselves are transactions.
-func lock() (unlock func()) {
-	f, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		return func() {}
-	}
-	deadline := time.Now().Add(lockTime)
-	for syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil && time.Now().Before(deadline) {
-		time.Sleep(20 * time.Millisecond)
-	}
-	return func() { f.Close() }
 }

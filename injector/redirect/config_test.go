@@ -196,8 +196,12 @@ func TestWhatIptablesSavePrintsIsRead(t *testing.T) {
 :DOCKER - [0:0]
 :sallyport.output - [0:0]
 :sallyport.owner - [0:0]
+:sallyport.prerouting - [0:0]
+:sly.orders.prerouting - [0:0]
 :sly.orders.output - [0:0]
+-A PREROUTING -m comment --comment sallyport -j sallyport.prerouting
 -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A PREROUTING -m comment --comment sallyport -j sly.orders.prerouting
 -A OUTPUT -m comment --comment sallyport -j sallyport.output
 -A OUTPUT -m comment --comment sallyport -j sly.orders.output
 -A sallyport.output -m owner --uid-owner 1337 -m comment --comment "the sidecar\'s own" -j RETURN
@@ -206,16 +210,39 @@ func TestWhatIptablesSavePrintsIsRead(t *testing.T) {
 COMMIT
 `, false, "nat")
 	s := all.of("sallyport.")
-	if got := strings.Join(s.chains, " "); got != "sallyport.output sallyport.owner" {
+	if got := strings.Join(s.chains, " "); got != "sallyport.output sallyport.owner sallyport.prerouting" {
 		t.Error("chains:", got)
 	}
-	if got := strings.Join(deletions(s.jumps), ";"); got != "-D OUTPUT -m comment --comment sallyport -j sallyport.output" {
+	if got := strings.Join(deletions(s.jumps), ";"); got != "-D PREROUTING -m comment --comment sallyport -j sallyport.prerouting;-D OUTPUT -m comment --comment sallyport -j sallyport.output" {
 		t.Error("jumps:", got)
+	}
+	if got := s.behind["sallyport.prerouting"]; !strings.HasSuffix(got, "-j DOCKER") {
+		t.Error("behind ours:", got)
+	}
+	if others := all.of("sly.orders."); len(others.behind) > 0 {
+		t.Error("behind the last:", others.behind)
 	}
 	if o, ok := readOwner(s.comments("sallyport.")); !ok || o.config.OutboundPort != 15001 {
 		t.Errorf("owner: %+v %v", o, ok)
 	}
 	if got := notes([]saved{s}); !slices.Equal(got, []string{"ip6|nat", "ip|nat"}) {
 		t.Error("note:", got)
+	}
+}
+
+// What iptables-restore says of a failure is shortened to its reason, with the line that it is about.
+func TestErrorsOfIptablesSayWhichRule(t *testing.T) {
+	input := "*nat\n:x - [0:0]\n-A x -m cgroup --path \"no/such\" -j RETURN\nCOMMIT\n"
+	for said, want := range map[string]string{
+		"iptables-nft-restore v1.8.9 (nf_tables): \nline 3: RULE_APPEND failed (Invalid argument): rule in chain x\n": `line 3: RULE_APPEND failed (Invalid argument): rule in chain x (-A x -m cgroup --path "no/such" -j RETURN, in table nat)`,
+		"iptables-restore: line 4 failed\n": "iptables-restore: line 4 failed (COMMIT, in table nat)",
+		"iptables-restore v1.8.9 (legacy): Couldn't load match `cgroup':No such file or directory\n\nError occurred at line: 3\nTry `iptables-restore -h'\n": "Couldn't load match `cgroup':No such file or directory (-A x -m cgroup --path \"no/such\" -j RETURN, in table nat)",
+		"# Warning: iptables-legacy tables present\nAnother app is currently holding the xtables lock.\n":                                                    "Another app is currently holding the xtables lock.",
+		"line 99 failed": "line 99 failed",
+		"":               "it said nothing",
+	} {
+		if got := reason(said, input); got != want {
+			t.Errorf("%q: %q, want %q", said, got, want)
+		}
 	}
 }

@@ -16,5 +16,5 @@
 //   - nfttext.go, iptablestext.go: their printed forms (--dry-run, goldens).
 //   - nftables.go, nftexpr.go: the backend over netlink. iptables.go: the one over iptables-restore.
 //   - policyroute.go, virtualroute.go, conntrack.go, cgroup.go: what lies beside the rules.
-//   - apply.go: Apply, Cleanup, InForce.
+//   - apply.go: Apply, Cleanup, InForce. lock.go: one of us at a time.
 package redirect

@@ -36,7 +36,7 @@ var Fields = []Field{
 	ids("sidecar-uid", "user of the sidecar, whose packets pass untouched; number or name, may be repeated", false,
 		func(c *Config) *[]uint32 { return &c.Sidecar.UIDs }),
 	ids("sidecar-gid", "group of the sidecar, likewise", true, func(c *Config) *[]uint32 { return &c.Sidecar.GIDs }),
-	{Name: "sidecar-mark", Value: "MARK", Usage: "mark of the sidecar's packets, likewise", set: setMark, get: getMark},
+	{Name: "sidecar-mark", Value: "MARK", Usage: "mark of the sidecar's packets, likewise; applications with CAP_NET_RAW can set it too", set: setMark, get: getMark},
 	text("sidecar-cgroup", "PATH", "cgroup of the sidecar, likewise", func(c *Config) *string { return &c.Sidecar.Cgroup }),
 	portList("include-outbound-ports", "redirect only these destination ports", func(c *Config) *[]PortRange { return &c.IncludeOutboundPorts }),
 	portList("exclude-outbound-ports", "leave these destination ports alone", func(c *Config) *[]PortRange { return &c.ExcludeOutboundPorts }),

@@ -8,7 +8,9 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -62,19 +64,41 @@ func run(input []byte, path string, args ...string) (string, error) {
 		if strings.Contains(text, "Permission denied") || strings.Contains(text, "must be root") || strings.Contains(text, "Operation not permitted") {
 			return "", errNoAdmin
 		}
-		return "", fmt.Errorf("%s: %w: %s", path, err, firstLine(text))
+		return "", fmt.Errorf("%s: %w: %s", path, err, reason(text, string(input)))
 	}
 	return out.String(), nil
 }
 
-// firstLine is the first that is no warning.
-func firstLine(s string) string {
-	for line := range strings.Lines(s) {
-		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
-			return line
+var (
+	versionHead = regexp.MustCompile(`^\S+ v\S+ \((nf_tables|legacy)\):\s*`)
+	lineNumber  = regexp.MustCompile(`\bline:? ([0-9]+)`)
+)
+
+// reason is the first line that says something, and the line of the input that it is about.
+func reason(said, input string) string {
+	why := "it said nothing"
+	for line := range strings.Lines(said) {
+		line = versionHead.ReplaceAllString(strings.TrimSpace(line), "")
+		if line != "" && !strings.HasPrefix(line, "#") {
+			why = line
+			break
 		}
 	}
-	return "it said nothing"
+	lines, table := strings.Split(input, "\n"), ""
+	m := lineNumber.FindStringSubmatch(said)
+	if m == nil {
+		return why
+	}
+	n, err := strconv.Atoi(m[1])
+	if err != nil || n < 1 || n > len(lines) {
+		return why
+	}
+	for _, line := range lines[:n] {
+		if strings.HasPrefix(line, "*") {
+			table = line[1:]
+		}
+	}
+	return fmt.Sprintf("%s (%s, in table %s)", why, lines[n-1], table)
 }
 
 func (t *iptables) usable() error {
@@ -119,6 +143,7 @@ type saved struct {
 	chains []string            // by name of the kernel's
 	rules  map[string][]string // "-A …" lines by chain
 	jumps  []string            // "-A OUTPUT … -j OURS" lines of others' chains
+	behind map[string]string   // by chain of ours that PREROUTING jumps to: the first rule of others after that
 }
 
 // present says cheaply, without starting a program or loading a module, whether the variant may have chains of ours.
@@ -185,7 +210,7 @@ func hasLegacyTable(v6 bool, table string) bool {
 }
 
 func parseSave(text string, v6 bool, table string) saved {
-	s := saved{v6: v6, table: table, rules: map[string][]string{}}
+	s := saved{v6: v6, table: table, rules: map[string][]string{}, behind: map[string]string{}}
 	for line := range strings.Lines(text) {
 		line = strings.TrimRight(line, "\n")
 		f := strings.Fields(line)
@@ -197,19 +222,34 @@ func parseSave(text string, v6 bool, table string) saved {
 		case len(f) > 1 && f[0] == "-A":
 			if i := slices.Index(f, "-j"); i > 0 && i+1 < len(f) && isChainOfOurs(f[i+1]) {
 				s.jumps = append(s.jumps, line)
+			} else if f[1] == "PREROUTING" {
+				s.pass(line)
 			}
 		}
 	}
 	return s
 }
 
+// pass notes a rule of others in PREROUTING that stands behind our jumps.
+func (s *saved) pass(rule string) {
+	for _, jump := range s.jumps {
+		f := strings.Fields(jump)
+		if to := f[slices.Index(f, "-j")+1]; f[1] == "PREROUTING" && s.behind[to] == "" {
+			s.behind[to] = rule
+		}
+	}
+}
+
 // of narrows it to what begins with a prefix.
 func (s *saved) of(prefix string) saved {
-	out := saved{v6: s.v6, table: s.table, rules: map[string][]string{}}
+	out := saved{v6: s.v6, table: s.table, rules: map[string][]string{}, behind: map[string]string{}}
 	for _, name := range s.chains {
 		if strings.HasPrefix(name, prefix) {
 			out.chains = append(out.chains, name)
 			out.rules[name] = s.rules[name]
+			if rule := s.behind[name]; rule != "" {
+				out.behind[name] = rule
+			}
 		}
 	}
 	for _, jump := range s.jumps {
@@ -301,7 +341,7 @@ func (t *iptables) lost(all []saved) (names []string) {
 
 // pick is what the rule sets of the names have in one table.
 func pick(all []saved, v6 bool, table string, names ...string) saved {
-	out := saved{v6: v6, table: table, rules: map[string][]string{}}
+	out := saved{v6: v6, table: table, rules: map[string][]string{}, behind: map[string]string{}}
 	for i := range all {
 		if all[i].v6 != v6 || all[i].table != table {
 			continue
@@ -310,6 +350,7 @@ func pick(all []saved, v6 bool, table string, names ...string) saved {
 			s := all[i].of(iptablesPrefix(name))
 			out.chains, out.jumps = append(out.chains, s.chains...), append(out.jumps, s.jumps...)
 			maps.Copy(out.rules, s.rules)
+			maps.Copy(out.behind, s.behind)
 		}
 	}
 	return out
@@ -526,6 +567,11 @@ func (t *iptables) changed(o *owner, all []saved, prefix string) string {
 	for _, v6 := range t.families() {
 		for _, table := range r.tables() {
 			own := pick(all, v6, table, o.config.Name)
+			for _, rule := range own.behind {
+				if table == "nat" { // where it stands last it takes no ports that are published for containers
+					return fmt.Sprintf("a rule has been added behind ours, which so takes what is meant for it: %s", rule)
+				}
+			}
 			for _, chain := range r.chainsOf(table) {
 				if chain.Name == ownerChain {
 					continue

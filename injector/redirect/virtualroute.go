@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -30,11 +31,22 @@ func addVirtualRoutes() error {
 		} else if !errors.Is(err, syscall.ENETUNREACH) && !errors.Is(err, syscall.EHOSTUNREACH) {
 			continue // a route that refuses was made on purpose
 		}
-		if err := netlink.RouteReplace(virtualRoute(family, lo.Attrs().Index)); err != nil {
+		r := virtualRoute(family, lo.Attrs().Index)
+		if family == unix.AF_INET && onlyLoopback() {
+			// The kernel takes an address of the scope of the host for no other host by itself.
+			r.Src = net.IPv4(127, 0, 0, 1)
+		}
+		if err := netlink.RouteReplace(r); err != nil {
 			return virtualError(fmt.Sprintf("add a route to %s", virtualRanges[family]), err)
 		}
 	}
 	return nil
+}
+
+// onlyLoopback says that this host has no IPv4 address but those of the loopback network.
+func onlyLoopback() bool {
+	addrs, err := netlink.AddrList(nil, unix.AF_INET)
+	return err == nil && !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return !a.IP.IsLoopback() })
 }
 
 // removeVirtualRoutes removes what addVirtualRoutes has added, and nothing else.
