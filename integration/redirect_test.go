@@ -56,12 +56,14 @@ var dialer = harness.Program("dialer", func(args []string) int {
 	}
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
-	line, err := bufio.NewReader(c).ReadString('\n')
+	in := bufio.NewReader(c)
+	line, err := in.ReadString('\n')
 	if err != nil {
 		fmt.Println(err)
 		return 1
 	}
 	fmt.Print(line)
+	_, _ = io.Copy(io.Discard, in) // who greets closes first, and the port is free again here
 	return 0
 })
 
@@ -395,6 +397,28 @@ func TestRedirectionOfAConnectionSeenBefore(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestRedirectionOfAPortUsedBefore: a connection that had ended when the rules came does not stand in the way of the
+// next one from its port, though it is still tracked.
+func TestRedirectionOfAPortUsedBefore(t *testing.T) {
+	s := newStreet(t)
+	a, b := netip.AddrPortFrom(s.a.IPv4, 8080).String(), netip.AddrPortFrom(s.b.IPv4, 8080).String()
+	s.apply("--exclude-outbound-ports", "8080", "--exclude-inbound-ports", "8080") // connections are tracked, these without NAT
+	for _, rules := range []struct{ in, out string }{{"a " + a + " from " + s.b.IPv4.String(), "b " + b + " from " + s.a.IPv4.String()}, {"inbound " + a + " from " + s.b.IPv4.String(), "outbound " + b}} {
+		for _, c := range []struct {
+			from     *harness.Host
+			to, want string
+		}{{s.b, a, rules.in}, {s.a, b, rules.out}} {
+			harness.Eventually(t, 10*time.Second, c.want, func() error {
+				if got := s.dial(c.from, c.to, "-port", "41001"); got != c.want { // in use until the end of the one before has been acknowledged
+					return errors.New(got)
+				}
+				return nil
+			})
+		}
+		s.apply()
 	}
 }
 
