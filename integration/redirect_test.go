@@ -186,6 +186,7 @@ func transparent(_, _ string, c syscall.RawConn) (err error) {
 // street is two hosts. On the first something listens on the sidecar's ports; the second serves on 8080 and 9090.
 type street struct {
 	t    *testing.T
+	lan  *harness.Network
 	a, b *harness.Host
 	bin  string
 }
@@ -193,7 +194,7 @@ type street struct {
 func newStreet(t *testing.T) *street {
 	t.Helper()
 	lan := harness.NewNetwork(t)
-	s := &street{t: t, a: lan.Host("a"), b: lan.Host("b"), bin: harness.Binary(t)}
+	s := &street{t: t, lan: lan, a: lan.Host("a"), b: lan.Host("b"), bin: harness.Binary(t)}
 	for _, port := range []string{"8080", "9090"} {
 		greet(s.b.Listen("tcp", ":"+port, nil), "b", true)
 		greet(s.a.Listen("tcp", ":"+port, nil), "a", true)
@@ -366,18 +367,24 @@ func TestRedirection(t *testing.T) {
 // the sidecar. The ACK has an MD5 option, for which it is dropped without the RST that would end the matter.
 func TestRedirectionOfAConnectionSeenBefore(t *testing.T) {
 	s := newStreet(t)
-	port := uint16(40000)
-	for _, backend := range []string{"nftables", "iptables-nft", "iptables-legacy"} {
-		t.Run(backend, func(t *testing.T) {
+	port, app := uint16(40000), harness.Cgroup(t, "app")
+	for _, c := range []struct{ backend, cgroup string }{
+		{"nftables", ""}, {"iptables-nft", ""}, {"iptables-legacy", ""}, {"nftables", app}, {"iptables-legacy", app},
+	} {
+		name, flags := c.backend, []string{"--backend", c.backend}
+		if c.cgroup != "" {
+			name, flags = name+", one cgroup", append(flags, "--name", "app", "--cgroup", c.cgroup, "--include-inbound-ports", "8080")
+		}
+		t.Run(name, func(t *testing.T) {
 			s := *s
 			s.t = t
-			needBackend(t, backend)
-			s.apply("--backend", backend)
-			defer s.a.Must(s.bin, "redirect", "cleanup")
+			needBackend(t, c.backend)
+			s.apply(flags...)
+			defer s.a.Must(s.bin, "redirect", "cleanup", "--all")
 			for _, addr := range []struct{ a, b netip.Addr }{{s.a.IPv4, s.b.IPv4}, {s.a.IPv6, s.b.IPv6}} {
 				port++ // what was tried before has left its own entry
 				server, client := netip.AddrPortFrom(addr.a, 8080), netip.AddrPortFrom(addr.b, port)
-				sendACK(t, s.b, client, server)
+				sendTCP(t, s.b, ack, client, server)
 				seen(t, s.a, client, server)
 				if got := s.dial(s.b, server.String(), "-port", fmt.Sprint(port), "-timeout", "600ms"); !strings.Contains(got, "i/o timeout") {
 					t.Errorf("inbound, after an ACK: %q", got)
@@ -387,16 +394,52 @@ func TestRedirectionOfAConnectionSeenBefore(t *testing.T) {
 				}
 				// The application's accomplice on the other host opens its way out.
 				server, client = netip.AddrPortFrom(addr.b, 8080), netip.AddrPortFrom(addr.a, port)
-				sendACK(t, s.b, server, client)
+				sendTCP(t, s.b, ack, server, client)
 				seen(t, s.a, server, client)
-				if got := s.dial(s.a, server.String(), "-port", fmt.Sprint(port), "-timeout", "600ms"); !strings.Contains(got, "i/o timeout") {
+				if got := s.dialIn(s.a, c.cgroup, server.String(), "-port", fmt.Sprint(port), "-timeout", "600ms"); !strings.Contains(got, "i/o timeout") {
 					t.Errorf("outbound, after an ACK from there: %q", got)
 				}
-				if got, want := s.dial(s.a, server.String()), "outbound "+server.String(); got != want {
+				if got, want := s.dialIn(s.a, c.cgroup, server.String()), "outbound "+server.String(); got != want {
 					t.Errorf("outbound, from another port: %q, want %q", got, want)
 				}
 			}
 		})
+	}
+}
+
+// TestRedirectionOfAnAnswer: what an accomplice opens is redirected to the sidecar's port. Where no sidecar has that, an
+// application that dials from it would answer, and pass for redirected.
+func TestRedirectionOfAnAnswer(t *testing.T) {
+	s := newStreet(t)
+	const nobody = 25006 // listens there
+	accomplice := netip.AddrPortFrom(s.b.IPv4, 7070)
+	wire := s.lan.Capture()
+	dialed := func(from uint16) bool {
+		return slices.ContainsFunc(wire.Frames(), func(f []byte) bool {
+			const tcp = 14 + 20 // Ethernet, and IPv4 without options
+			return len(f) > tcp+13 && f[12] == 8 && f[13] == 0 && binary.BigEndian.Uint16(f[tcp:]) == from && f[tcp+13]&(syn|ack) == syn
+		})
+	}
+	for i, backend := range []string{"nftables", "iptables-nft", "iptables-legacy"} {
+		needBackend(t, backend)
+		s.apply("--backend", backend, "--inbound-port", fmt.Sprint(nobody))
+		port := 42000 + uint16(i)
+		sendTCP(t, s.b, syn, accomplice, netip.AddrPortFrom(s.a.IPv4, port))
+		seen(t, s.a, accomplice, netip.AddrPortFrom(s.a.IPv4, port))
+		got := s.dial(s.a, accomplice.String(), "-port", fmt.Sprint(nobody), "-timeout", "600ms")
+		// What is seen of the sidecar comes after whatever came of that.
+		marker := 43000 + uint16(i)
+		s.dial(s.a, accomplice.String(), "-port", fmt.Sprint(marker), "-uid", "1337")
+		harness.Eventually(t, 5*time.Second, "the sidecar's SYN", func() error {
+			if !dialed(marker) {
+				return errors.New("not on the wire")
+			}
+			return nil
+		})
+		if dialed(port) || !strings.Contains(got, "i/o timeout") {
+			t.Errorf("%s: a SYN from port %d went out: %q", backend, port, got)
+		}
+		s.a.Must(s.bin, "redirect", "cleanup")
 	}
 }
 
@@ -474,15 +517,17 @@ func needBackend(t *testing.T, backend string) {
 	}
 }
 
-// sendACK sends a TCP segment without a connection: ACK, with an MD5 option (RFC 2385).
-func sendACK(t *testing.T, h *harness.Host, from, to netip.AddrPort) {
+const syn, ack = 0x02, 0x10 // RFC 9293 section 3.1
+
+// sendTCP sends a TCP segment without a connection, with an MD5 option (RFC 2385).
+func sendTCP(t *testing.T, h *harness.Host, flags byte, from, to netip.AddrPort) {
 	t.Helper()
 	segment := make([]byte, 40)
 	binary.BigEndian.PutUint16(segment[0:], from.Port())
 	binary.BigEndian.PutUint16(segment[2:], to.Port())
 	binary.BigEndian.PutUint32(segment[4:], 1000)
 	binary.BigEndian.PutUint32(segment[8:], 2000)
-	segment[12], segment[13] = 10<<4, 0x10 // ten words; ACK
+	segment[12], segment[13] = 10<<4, flags // ten words
 	binary.BigEndian.PutUint16(segment[14:], 512)
 	segment[20], segment[21], segment[38], segment[39] = 19, 18, 1, 1
 	binary.BigEndian.PutUint16(segment[16:], tcpChecksum(from.Addr(), to.Addr(), segment))

@@ -105,7 +105,8 @@ func (p *planner) guard(name string, h Hook, decide func()) {
 	p.guarding = true
 	defer func() { p.guarding = false }()
 	p.only(name, Rule{Why: "new connections", TCP: true, SYN: true})
-	p.leave(Rule{Why: "redirected", DNAT: true})
+	// In the direction that was: as an answer it would go to where the other side came from.
+	p.leave(Rule{Why: "redirected", DNAT: true, Original: true})
 	decide()
 }
 

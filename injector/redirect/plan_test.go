@@ -112,7 +112,7 @@ func TestTheGuardDecidesLikeTheRulesThatItGuards(t *testing.T) {
 				}
 				continue
 			}
-			if first := guard.Rules[0]; !first.DNAT || !first.Do.Return {
+			if first := guard.Rules[0]; !first.DNAT || !first.Original || !first.Do.Return {
 				t.Errorf("%s: %s begins with %q", name, pair[1], first.nft())
 			}
 			want, have := decisions(r, nat, nat.Rules), decisions(r, guard, guard.Rules[1:])
