@@ -97,6 +97,7 @@ func (p *planner) redirect(why string, ports []PortRange, to uint16) {
 // nf_conntrack_tcp_loose (the default) that may be a lone ACK, which is no new connection to the NAT chains; so whoever
 // sends one first, by a raw socket or from outside towards the port that an application will dial from, would have its
 // SYN pass the sidecar by. Only a SYN is dropped: connections older than the rules stay as they are.
+// (Dropping what is new and no SYN, before the NAT, would end those; tcp_loose is the host's and not ours to set.)
 //
 // DNS over UDP is not guarded: UDP to other ports passes anyway, so there is nothing to gain, and what a name server
 // here answers to port 53 would be lost.
