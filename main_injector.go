@@ -24,7 +24,7 @@ func redirectCommand() *cobra.Command {
 func redirectApply() *cobra.Command {
 	c := redirect.Config{
 		OutboundPort: redirect.DefaultOutboundPort, InboundPort: redirect.DefaultInboundPort, InboundMode: redirect.Redirect,
-		DNSPort: redirect.DefaultDNSPort, HealthPort: redirect.DefaultHealthPort, Backend: redirect.Auto,
+		DNSPort: redirect.DefaultDNSPort, DNSTo: redirect.DNSAuto, HealthPort: redirect.DefaultHealthPort, Backend: redirect.Auto,
 	}
 	var dryRun bool
 	cmd := &cobra.Command{
@@ -69,6 +69,7 @@ func (f *redirectFlag) String() string {
 func (f *redirectFlag) Type() string { return f.field.Value }
 
 func printRules(w io.Writer, c redirect.Config) error {
+	c.LookAround()
 	r, err := redirect.Plan(c)
 	if err != nil {
 		return err

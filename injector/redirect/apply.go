@@ -37,6 +37,7 @@ type Status struct {
 // Apply puts the rules of a configuration in force in place of those of the same name, whichever backend made them.
 // Applying the same twice changes nothing. When it fails, the network is as it was.
 func Apply(c Config) error {
+	c.LookAround()
 	r, err := Plan(c)
 	if err != nil {
 		return err

@@ -70,6 +70,7 @@ type Config struct {
 	InboundPort  uint16 // where inbound TCP goes to; it is left alone itself, the mesh comes in by it
 	InboundMode  Mode   // "" is off
 	DNSPort      uint16 // where port 53 goes to, UDP and TCP; 0: DNS is left alone
+	DNSTo        DNSTo  // of which servers; "" is all of them
 	HealthPort   uint16 // the sidecar's own health page, left alone like InboundPort; 0: none
 
 	// Sidecar is whose packets pass untouched. Without it they would be redirected to itself for ever.
@@ -83,6 +84,18 @@ type Config struct {
 
 	Backend Backend // "" is Auto
 }
+
+// DNSTo says which questions are the sidecar's.
+type DNSTo string
+
+// DNSAuto is DNSLocal where a whole namespace is redirected whose /etc/resolv.conf names only resolvers of this host:
+// systemd-resolved, dnsmasq, Docker's at 127.0.0.11. Such a resolver asks its servers as any program does; were that
+// redirected too, the sidecar would get its own questions back. Elsewhere it is DNSAll.
+const (
+	DNSAll   DNSTo = "all"   // to any server
+	DNSLocal DNSTo = "local" // to addresses of this host
+	DNSAuto  DNSTo = "auto"
+)
 
 // Identity is how the sidecar is told from the application. A packet that meets any of it is the sidecar's.
 type Identity struct {
@@ -160,6 +173,11 @@ func (c *Config) checkPorts(add func(string, ...any)) {
 		}
 	default:
 		add("--inbound-mode %q: must be redirect, tproxy or off", c.InboundMode)
+	}
+	switch c.DNSTo {
+	case "", DNSAll, DNSLocal, DNSAuto:
+	default:
+		add("--dns-to %q: must be auto, all or local", c.DNSTo)
 	}
 	switch c.Backend {
 	case Auto, NFTables, IPTablesNFT, IPTablesLegacy:

@@ -3,6 +3,7 @@ package redirect
 import (
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ func TestBadConfigurationsAreToldByTheirFlags(t *testing.T) {
 		{"outbound-port=15001", "--sidecar-uid"},
 		{"inbound-mode=redirect", "--inbound-port 0"},
 		{good + " inbound-mode=maybe", `--inbound-mode "maybe"`},
+		{good + " dns-to=nobody", `--dns-to "nobody"`},
 		{good + " backend=ebpf", `--backend "ebpf"`},
 		{good + " inbound-port=15001", "--outbound-port and --inbound-port are both 15001"},
 		{good + " dns-port=15006", "--inbound-port and --dns-port are both 15006"},
@@ -244,5 +246,27 @@ func TestErrorsOfIptablesSayWhichRule(t *testing.T) {
 		if got := reason(said, input); got != want {
 			t.Errorf("%q: %q, want %q", said, got, want)
 		}
+	}
+}
+
+func TestAHostThatAsksItself(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "resolv.conf")
+	for text, want := range map[string]bool{
+		"nameserver 127.0.0.53\n":                          true,
+		"nameserver 127.0.0.11\nnameserver ::1\n":          true,
+		"nameserver 127.0.0.1\nnameserver 192.0.2.1\n":     false,
+		"nameserver 192.0.2.1\n":                           false,
+		"search example.org\n":                             false,
+		"nameserver fe80::1%lo\nnameserver 203.0.113.77\n": false,
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := onlyLocal(file); got != want {
+			t.Errorf("%q: %t", text, got)
+		}
+	}
+	if onlyLocal(file + ".none") {
+		t.Error("a file that is not there")
 	}
 }

@@ -32,6 +32,7 @@ var Fields = []Field{
 	number16("inbound-port", "where inbound TCP goes to, and the mesh comes in", func(c *Config) *uint16 { return &c.InboundPort }),
 	text("inbound-mode", "MODE", "redirect, tproxy or off", func(c *Config) *string { return (*string)(&c.InboundMode) }),
 	number16("dns-port", "where port 53 goes to, UDP and TCP; 0 leaves it alone", func(c *Config) *uint16 { return &c.DNSPort }),
+	text("dns-to", "WHICH", "port 53 of which servers: all, local (resolvers of this host), or auto, which is local where it asks only such", func(c *Config) *string { return (*string)(&c.DNSTo) }),
 	number16("health-port", "port of the sidecar's own health page, which is left alone; 0 for none", func(c *Config) *uint16 { return &c.HealthPort }),
 	ids("sidecar-uid", "user of the sidecar, whose packets pass untouched; number or name, may be repeated", false,
 		func(c *Config) *[]uint32 { return &c.Sidecar.UIDs }),

@@ -37,8 +37,8 @@ func Plan(c Config) (*Ruleset, error) {
 	case Redirect:
 		p.hook("prerouting", hookPrerouting)
 		p.inbound()
-		p.redirect("inbound connections", nil, c.InboundPort)
-		p.guard("in", hookGuardIn, func() { p.inbound(); p.redirect("inbound connections", nil, c.InboundPort) })
+		p.redirect(Rule{Why: "inbound connections"}, c.InboundPort)
+		p.guard("in", hookGuardIn, func() { p.inbound(); p.redirect(Rule{Why: "inbound connections"}, c.InboundPort) })
 	case TProxy: // asked about every packet, so it needs no guard
 		p.tproxy()
 		p.replies()
@@ -83,9 +83,9 @@ func (p *planner) only(next string, rules ...Rule) {
 	p.start(next)
 }
 
-// redirect sends new connections to a port of this host.
-func (p *planner) redirect(why string, ports []PortRange, to uint16) {
-	r := Rule{Why: why, TCP: true, SYN: true, Ports: ports, Do: Verdict{Redirect: to}}
+// redirect sends the new connections of a rule to a port of this host.
+func (p *planner) redirect(r Rule, to uint16) {
+	r.TCP, r.SYN, r.Do = true, true, Verdict{Redirect: to}
 	if p.guarding {
 		r.Why, r.Do = "not redirected", Verdict{Drop: true}
 	}
@@ -188,19 +188,21 @@ func (p *planner) outbound() {
 	if len(c.IncludeOutboundPorts) > 0 {
 		p.only("out-ports", Rule{Why: "included ports", TCP: true, Ports: c.IncludeOutboundPorts})
 	}
-	p.redirect("outbound connections", nil, c.OutboundPort)
+	p.redirect(Rule{Why: "outbound connections"}, c.OutboundPort)
 }
 
 func (p *planner) dns() {
-	dns := []PortRange{Port(53)}
+	r := Rule{Why: "DNS", Ports: []PortRange{Port(53)}, Local: p.c.DNSTo == DNSLocal}
 	if !p.guarding {
-		p.add(Rule{Why: "DNS", UDP: true, Ports: dns, Do: Verdict{Redirect: p.c.DNSPort}})
+		udp := r
+		udp.UDP, udp.Do = true, Verdict{Redirect: p.c.DNSPort}
+		p.add(udp)
 	} else if p.c.DNSPort == 53 {
 		// Redirected to where it was going already it has not been changed.
-		p.leave(Rule{Why: "DNS", TCP: true, Ports: dns, Nets: []netip.Prefix{loopback4}})
-		p.leave(Rule{Why: "DNS", TCP: true, Ports: dns, Nets: []netip.Prefix{loopback6}})
+		p.leave(Rule{Why: "DNS", TCP: true, Ports: r.Ports, Nets: []netip.Prefix{loopback4}})
+		p.leave(Rule{Why: "DNS", TCP: true, Ports: r.Ports, Nets: []netip.Prefix{loopback6}})
 	}
-	p.redirect("DNS", dns, p.c.DNSPort)
+	p.redirect(r, p.c.DNSPort)
 }
 
 // inbound decides about what comes from outside; the caller adds what is done with it.

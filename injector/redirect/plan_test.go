@@ -20,6 +20,7 @@ var plans = map[string]string{
 	"outbound-only": "outbound-port=15001 sidecar-gid=1337,2000",
 	"inbound-only":  "inbound-port=15006 inbound-mode=redirect",
 	"dns-only":      "dns-port=15053 sidecar-mark=0x539",
+	"dns-local":     "outbound-port=15001 dns-port=15053 dns-to=local sidecar-uid=1337",
 	"one-cgroup": "name=orders cgroup=/system.slice/orders.service outbound-port=15001 inbound-port=15006 inbound-mode=redirect dns-port=15053 " +
 		"sidecar-cgroup=/system.slice/orders-sidecar.service include-inbound-ports=8080,8443",
 	"one-cgroup-tproxy": "name=orders-of-the-night-shift cgroup=/sys/fs/cgroup/unified/orders outbound-port=15001 inbound-port=15006 inbound-mode=tproxy " +
