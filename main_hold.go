@@ -22,6 +22,7 @@ func holdCommand() *cobra.Command {
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			fmt.Fprintln(c.ErrOrStderr(), "holding the network namespace until SIGTERM")
 			<-c.Context().Done()
 			return nil
 		},

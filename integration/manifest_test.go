@@ -5,7 +5,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -94,5 +96,25 @@ func each(v any, f func(map[string]any)) {
 		for _, e := range v {
 			each(e, f)
 		}
+	}
+}
+
+// TestPartsOfAComposeFile: what its holder and its health check run.
+func TestPartsOfAComposeFile(t *testing.T) {
+	sidecar := harness.NewBackend(t, "sidecar").HTTP1()
+	for answer, want := range map[string]string{harness.OK("ready"): "", harness.Response(503, "waits for its identity"): "the sidecar is not ready: waits for its identity"} {
+		sidecar.Script(answer)
+		if out := harness.Run(t, "ready", "--address", sidecar.Addr()); (out.Code == 0) != (want == "") || !strings.Contains(out.Stderr, want) {
+			t.Errorf("ready: %+v, want %q", out, want)
+		}
+	}
+	if out := harness.Run(t, "ready", "--address", harness.FreeAddr(t)); out.Code != 1 || !strings.Contains(out.Stderr, "no sidecar answers") {
+		t.Errorf("ready without a sidecar: %+v", out)
+	}
+	holder := harness.Command{Name: "holder", Path: harness.Binary(t), Args: []string{"hold"}}.Start(t)
+	holder.WaitLog("holding")
+	holder.Signal(syscall.SIGTERM)
+	if code := holder.WaitExit(10 * time.Second); code != 0 {
+		t.Errorf("hold ends with %d", code)
 	}
 }
