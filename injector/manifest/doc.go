@@ -8,6 +8,8 @@
 //
 //   - pod.go: Inject and Uninject for a pod. parts.go: the containers and volumes. probes.go: the kubelet's probes.
 //   - annotations.go: what the author of a pod may ask for.
-//   - file.go: documents, kinds, errors with their lines. merge.go: a change of an object made to its tree.
+//   - file.go: a file from its bytes to its bytes. document.go: its documents. print.go, json.go: changed ones as text.
+//   - objects.go: where the kinds have their pods. merge.go: a change of an object made to its tree.
+//   - original.go: the comment by which uninject gives back the very bytes. lines.go: errors with their lines.
 //   - compose.go: Docker Compose.
 package manifest
