@@ -87,9 +87,9 @@ const maxManifest = 16<<20 + 1
 
 // eachFile prints what change makes of each file, once all of them are done: half of a cluster is worse than none.
 func eachFile(c *cobra.Command, files []string, change func(name string, in []byte) ([]byte, error)) error {
-	var all []byte
+	var all [][]byte
 	var errs []error
-	for i, path := range files {
+	for _, path := range files {
 		name, r := path, c.InOrStdin()
 		if path == "-" {
 			name = "standard input"
@@ -106,15 +106,11 @@ func eachFile(c *cobra.Command, files []string, change func(name string, in []by
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		out, err := change(name, in)
-		errs = append(errs, err)
-		if i > 0 {
-			all = append(all, "---\n"...)
-		}
-		all = append(all, out...)
+		all, errs = append(all, out), append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	_, err := c.OutOrStdout().Write(all)
+	_, err := c.OutOrStdout().Write(manifest.Join(all...))
 	return err
 }

@@ -63,18 +63,19 @@ func (f *file) rewrite(in []byte) ([]byte, error) {
 	if len(in) > maxSize {
 		return nil, fmt.Errorf("%s: %d bytes; at most %d are taken", f.name, len(in), maxSize)
 	}
-	docs, err := split(f.name, string(in))
+	text, marked := strings.CutPrefix(string(in), byteOrderMark)
+	docs, err := split(f.name, text)
 	if err != nil {
 		return nil, err
 	}
-	var out strings.Builder
+	var out []byte
 	var errs []error
 	objects := 0
 	for _, d := range docs {
 		text, n, err := f.document(d)
 		objects += n
 		errs = append(errs, err)
-		out.WriteString(text)
+		out = joined(out, text)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -82,42 +83,37 @@ func (f *file) rewrite(in []byte) ([]byte, error) {
 	if objects == 0 {
 		return nil, fmt.Errorf("%s: there is no Kubernetes object in it, nor a Docker Compose file", f.name)
 	}
-	return []byte(out.String()), nil
+	if marked {
+		out = append([]byte(byteOrderMark), out...)
+	}
+	return out, nil
 }
 
 // document makes one anew, and says how many objects it had.
-func (f *file) document(d *document) (string, int, error) {
-	var root yaml.Node
-	if err := yaml.Unmarshal([]byte(d.text), &root); err != nil {
-		return "", 0, fmt.Errorf("%s: %w", f.name, inLine(err, d.line))
+func (f *file) document(d *document) (text string, objects int, err error) {
+	if err := d.parse(); err != nil {
+		return "", 0, err
 	}
-	if len(root.Content) == 0 || root.Content[0].Kind == yaml.ScalarNode && root.Content[0].Tag == "!!null" {
-		return d.text, 0, nil // comments, or nothing
+	if d.root == nil {
+		return d.text, 0, nil
 	}
-	d.root = root.Content[0]
-	d.json = d.root.Style&yaml.FlowStyle != 0
-	if d.root.Kind != yaml.MappingNode {
-		return "", 0, fmt.Errorf("%s:%d: not a Kubernetes object: want a mapping with apiVersion and kind", f.name, d.line+d.root.Line-1)
-	}
-	var changed bool
-	var objects int
-	var err error
-	if find(d.root, "services") != nil && find(d.root, "kind") == nil {
-		var notes []Note
-		objects = 1
-		changed, notes, err = f.compose(d)
-		f.notes = append(f.notes, notes...)
-	} else {
-		changed, objects, err = f.objects(d, d.root)
-	}
+	changed, objects, err := f.apply(d)
 	if err != nil || !changed {
 		return d.text, objects, err
 	}
-	// A tree takes a key twice, an object does not: which of the two was meant, nobody knows.
-	var whole any
-	if err := d.root.Decode(&whole); err != nil {
-		return "", objects, fmt.Errorf("%s: %w", f.name, inLine(err, d.line))
-	}
-	text, err := f.print(d, &root)
+	text, err = f.print(d)
 	return text, objects, err
+}
+
+// apply makes the change to the tree of a document.
+func (f *file) apply(d *document) (changed bool, objects int, err error) {
+	if d.root.Kind != yaml.MappingNode {
+		return false, 0, fmt.Errorf("%s:%d: not a Kubernetes object: want a mapping with apiVersion and kind", f.name, d.line+d.root.Line-1)
+	}
+	if find(d.root, "services") == nil || find(d.root, "kind") != nil {
+		return f.objects(d, d.root)
+	}
+	changed, notes, err := f.compose(d)
+	f.notes = append(f.notes, notes...)
+	return changed, 1, err
 }

@@ -3,57 +3,128 @@ package manifest
 import (
 	"bytes"
 	"fmt"
-	"strings"
+	"math"
+	"reflect"
 
 	"go.yaml.in/yaml/v3"
 )
 
 // print writes a changed document; one that is as it was before it was injected gets its very text back.
-func (f *file) print(d *document, root *yaml.Node) (string, error) {
-	original := ""
+func (f *file) print(d *document) (string, error) {
+	// A tree takes a key twice, an object does not: which of the two was meant, nobody knows.
+	var object any
+	if err := d.root.Decode(&object); err != nil {
+		return "", fmt.Errorf("%s: %w", d.file, inLine(err, d.line))
+	}
 	if !f.keep {
-		original = takeOriginal(root, d.text)
-		if original != "" && sameObject(original, root) {
-			return original, nil
+		if original := takeOriginal(d.tree, d.body); original != "" && sameObject(original, d.tree) {
+			return d.framed(original), nil
 		}
 	}
-	var b bytes.Buffer
-	if d.json {
-		writeJSON(&b, root, "")
-		return b.String() + "\n", nil
+	body, err := d.encode()
+	if err != nil {
+		return "", err
 	}
-	spellNulls(root, false)
-	e := yaml.NewEncoder(&b)
-	e.SetIndent(2)
-	if compact(root) {
-		e.CompactSeqIndent()
-	}
-	if err := e.Encode(root); err != nil {
-		return "", fmt.Errorf("%s:%d: %w", f.name, d.line, err)
-	}
-	_ = e.Close() // of a buffer
-	text := b.String()
-	if first, _, _ := strings.Cut(d.text, "\n"); strings.HasPrefix(first, "---") {
-		text = strings.TrimRight(first, "\r") + "\n" + text
-	}
-	if f.keep {
-		kept, err := pack(d.text)
+	if f.keep && !d.json {
+		kept, err := pack(d.body)
 		if err != nil {
 			return "", err
 		}
-		text += originalComment + kept + "\n"
+		body = string(joined([]byte(body), originalComment+kept+"\n"))
 	}
-	return text, nil
+	text := d.framed(body)
+	return text, d.check(text, object)
 }
 
-// spellNulls writes out the nulls of "{a, b: }", of which the encoder would make empty strings.
-func spellNulls(n *yaml.Node, flow bool) {
+// framed puts what a document has become between the lines that part it from others.
+func (d *document) framed(body string) string {
+	open := d.open
+	switch {
+	case isMarker(body, "---"): // an original that began on the line of its marker
+		open = ""
+	case isMarker(d.body, "---"): // and what has become of it
+		open = "---\n"
+	}
+	return string(joined([]byte(open+body), d.end))
+}
+
+// encode writes the tree.
+func (d *document) encode() (string, error) {
+	var b bytes.Buffer
+	if d.json {
+		writeJSON(&b, d.tree, "")
+		return b.String() + "\n", nil
+	}
+	spell(d.tree, false)
+	e := yaml.NewEncoder(&b)
+	e.SetIndent(2)
+	if d.compact {
+		e.CompactSeqIndent()
+	}
+	if err := e.Encode(d.tree); err != nil {
+		return "", fmt.Errorf("%s:%d: %w", d.file, d.line, err)
+	}
+	_ = e.Close() // of a buffer
+	return b.String(), nil
+}
+
+// check reads again what was printed. Package yaml has its faults, and so have we: what does not say what it should is
+// not printed.
+func (d *document) check(text string, object any) error {
+	refused := fmt.Errorf("%s:%d: this document cannot be printed so that it still says the same; written in plain block style it can", d.file, d.line)
+	docs, err := split(d.file, text)
+	if err != nil || len(docs) != 1 {
+		return refused
+	}
+	var again any
+	if docs[0].parse() != nil || docs[0].root == nil || docs[0].root.Decode(&again) != nil || !reflect.DeepEqual(plain(again), plain(object)) {
+		return refused
+	}
+	return nil
+}
+
+// plain is a value that can be compared. Keys become strings: within a merge ("<<") package yaml makes the one or the
+// other of a number that is a key.
+func plain(v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		out := make(map[string]any, len(v))
+		for k, e := range v {
+			out[k] = plain(e)
+		}
+		return out
+	case map[any]any:
+		out := make(map[string]any, len(v))
+		for k, e := range v {
+			out[fmt.Sprint(k)] = plain(e)
+		}
+		return out
+	case []any:
+		out := make([]any, len(v))
+		for i, e := range v {
+			out[i] = plain(e)
+		}
+		return out
+	case float64:
+		if math.IsNaN(v) {
+			return "not a number" // which is not equal to itself
+		}
+	}
+	return v
+}
+
+// spell corrects what the encoder would write otherwise than it was read: the nulls of "{a, b: }", which would become
+// empty strings, and merges, which would be tagged.
+func spell(n *yaml.Node, flow bool) {
 	flow = flow || n.Style&yaml.FlowStyle != 0
 	if flow && n.Kind == yaml.ScalarNode && n.Value == "" && n.ShortTag() == "!!null" {
 		n.Value = "null"
 	}
+	if n.Tag == "!!merge" && n.Style&yaml.TaggedStyle == 0 {
+		n.Tag = ""
+	}
 	for _, child := range n.Content {
-		spellNulls(child, flow)
+		spell(child, flow)
 	}
 }
 
