@@ -23,8 +23,8 @@ type document struct {
 
 	tree    *yaml.Node // of the document
 	root    *yaml.Node // of the object in it; nil: there is none, only comments
-	json    bool
-	compact bool // lists stand as far left as the keys that hold them
+	json    *jsonText  // nil: YAML
+	compact bool       // lists stand as far left as the keys that hold them
 }
 
 // byteOrderMark may stand at the beginning of a file, and nowhere else.
@@ -119,43 +119,54 @@ func Join(files ...[]byte) []byte {
 	return all
 }
 
-// parse reads the document's tree.
+// parse reads the document's tree. The lines of the tree count from the document's first.
 func (d *document) parse() error {
 	if err := d.refuseDirectives(); err != nil {
 		return err
 	}
-	// The lines of the tree count from the document's first, so the marker's line stays as an empty one.
-	source := strings.Repeat("\n", strings.Count(d.open, "\n")) + d.body
-	r := yaml.NewDecoder(strings.NewReader(source))
-	var tree yaml.Node
-	if err := r.Decode(&tree); errors.Is(err, io.EOF) {
-		return nil // comments, or nothing
-	} else if err != nil {
-		return fmt.Errorf("%s: %w", d.file, inLine(err, d.line))
+	tree, err := d.read()
+	if err != nil {
+		return d.fault(err)
 	}
-	if err := d.refuseSecond(r); err != nil {
-		return err
-	}
-	if len(tree.Content) == 0 || tree.Content[0].Kind == yaml.ScalarNode && tree.Content[0].Tag == "!!null" {
+	if tree == nil || tree.Content[0].Kind == yaml.ScalarNode && tree.Content[0].Tag == "!!null" {
 		return nil
 	}
-	d.tree, d.root = &tree, tree.Content[0]
-	d.json = d.root.Style&yaml.FlowStyle != 0
+	d.tree, d.root = tree, tree.Content[0]
 	d.compact = compact(d.tree)
 	return nil
 }
 
+// read reads JSON where it is that, all else as YAML; nil: there are only comments.
+func (d *document) read() (*yaml.Node, error) {
+	content := d.body
+	if isMarker(content, "---") {
+		content = content[len("---"):]
+	}
+	above := strings.Count(d.open, "\n")
+	if d.json = jsonOf(content); d.json != nil {
+		return readJSON(content, 1+above)
+	}
+	r := yaml.NewDecoder(strings.NewReader(strings.Repeat("\n", above) + d.body))
+	var tree yaml.Node
+	if err := r.Decode(&tree); errors.Is(err, io.EOF) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	return &tree, refuseSecond(r)
+}
+
 // refuseSecond refuses a second document that split has not parted from the first: only the first would come out.
-func (d *document) refuseSecond(r *yaml.Decoder) error {
+func refuseSecond(r *yaml.Decoder) error {
 	const what = "another document follows in this one: put a line --- before it"
 	var second yaml.Node
 	switch err := r.Decode(&second); {
 	case errors.Is(err, io.EOF):
 		return nil
 	case err == nil:
-		return fmt.Errorf("%s:%d: %s", d.file, d.line+second.Line-1, what)
+		return &mistake{second.Line, what}
 	default:
-		return fmt.Errorf("%s: %w (%s, if one was meant)", d.file, inLine(err, d.line), what)
+		return fmt.Errorf("%w (if %s)", err, what)
 	}
 }
 

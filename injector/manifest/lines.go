@@ -9,6 +9,23 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
+// mistake is one in a document. Its line counts from the document's first.
+type mistake struct {
+	line int
+	text string
+}
+
+func (m *mistake) Error() string { return fmt.Sprintf("line %d: %s", m.line, m.text) }
+
+// fault is an error for the author of the file.
+func (d *document) fault(err error) error {
+	var m *mistake
+	if errors.As(err, &m) {
+		return fmt.Errorf("%s:%d: %s", d.file, d.line+m.line-1, m.text)
+	}
+	return fmt.Errorf("%s: %w", d.file, inLine(err, d.line))
+}
+
 // inLine corrects the lines of an error of package yaml, which count from the document's beginning.
 func inLine(err error, from int) error {
 	var mistakes *yaml.TypeError

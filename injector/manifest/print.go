@@ -14,7 +14,7 @@ func (f *file) print(d *document) (string, error) {
 	// A tree takes a key twice, an object does not: which of the two was meant, nobody knows.
 	var object any
 	if err := d.root.Decode(&object); err != nil {
-		return "", fmt.Errorf("%s: %w", d.file, inLine(err, d.line))
+		return "", d.fault(err)
 	}
 	if !f.keep {
 		if original := takeOriginal(d.tree, d.body); original != "" && sameObject(original, d.tree) {
@@ -25,7 +25,7 @@ func (f *file) print(d *document) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if f.keep && !d.json {
+	if f.keep && d.json == nil {
 		kept, err := pack(d.body)
 		if err != nil {
 			return "", err
@@ -50,11 +50,10 @@ func (d *document) framed(body string) string {
 
 // encode writes the tree.
 func (d *document) encode() (string, error) {
-	var b bytes.Buffer
-	if d.json {
-		writeJSON(&b, d.tree, "")
-		return b.String() + "\n", nil
+	if d.json != nil {
+		return d.json.print(d.tree)
 	}
+	var b bytes.Buffer
 	spell(d.tree, false)
 	e := yaml.NewEncoder(&b)
 	e.SetIndent(2)
