@@ -101,6 +101,11 @@ func (f *file) document(d *document) (text string, objects int, err error) {
 	if err != nil || !changed {
 		return d.text, objects, err
 	}
+	if !f.keep {
+		if original, ok := f.original(d); ok {
+			return d.framed(original), objects, nil
+		}
+	}
 	text, err = f.print(d)
 	return text, objects, err
 }

@@ -115,24 +115,31 @@ func objectsOf(t *testing.T, text []byte) (out []any) {
 	return out
 }
 
-// TestTakenOutAfterAnEdit: what was changed in between stays changed.
-func TestTakenOutAfterAnEdit(t *testing.T) {
-	in, err := os.ReadFile("testdata/deployment.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, _, err := File("d.yaml", in, options())
-	if err != nil {
-		t.Fatal(err)
-	}
-	edited := bytes.Replace(out, []byte("replicas: 2"), []byte("replicas: 5"), 1)
-	back, err := FileBack("d.yaml", edited)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := bytes.Replace(in, []byte("replicas: 2"), []byte("replicas: 5"), 1)
-	if !reflect.DeepEqual(objectsOf(t, back), objectsOf(t, want)) || bytes.Contains(back, []byte("uninject")) || !bytes.Contains(back, []byte("# pinned")) {
-		t.Errorf("%s", back)
+// meaning is a value without empty objects and lists, which come and go with what is put into them.
+func meaning(v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		out := map[string]any{}
+		for k, e := range v {
+			if e = meaning(e); e != nil {
+				out[k] = e
+			}
+		}
+		if len(out) == 0 {
+			return nil
+		}
+		return out
+	case []any:
+		var out []any
+		for _, e := range v {
+			out = append(out, meaning(e))
+		}
+		if len(out) == 0 {
+			return nil
+		}
+		return out
+	default:
+		return v
 	}
 }
 

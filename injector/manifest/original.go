@@ -3,87 +3,83 @@ package manifest
 import (
 	"bytes"
 	"compress/gzip"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"io"
-	"reflect"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
 )
 
+// originalComment begins the last line of what was injected. The digest of all that stands above it follows, and the text
+// that was there before, packed. Where the digest is another, somebody has edited the document, maybe no more than a
+// comment of it: then the sidecar is taken out of what it is now.
 const originalComment = "# sallyport: for uninject: "
 
-// sameObject says whether the original means what the tree means now.
-func sameObject(original string, root *yaml.Node) bool {
-	var was, is any
-	return yaml.Unmarshal([]byte(original), &was) == nil && root.Decode(&is) == nil && reflect.DeepEqual(meaning(was), meaning(is))
+// withOriginal puts the line under a text, which ends in a line feed.
+func withOriginal(text, original string) (string, error) {
+	packed, err := pack(original)
+	return text + originalComment + digest(text) + " " + packed + "\n", err
 }
 
-// meaning is a value without empty objects and lists, which come and go with what is put into them.
-func meaning(v any) any {
-	switch v := v.(type) {
-	case map[string]any:
-		out := map[string]any{}
-		for k, e := range v {
-			if e = meaning(e); e != nil {
-				out[k] = e
-			}
-		}
-		if len(out) == 0 {
-			return nil
-		}
-		return out
-	case []any:
-		var out []any
-		for _, e := range v {
-			out = append(out, meaning(e))
-		}
-		if len(out) == 0 {
-			return nil
-		}
-		return out
-	default:
-		return v
+// original is the text that a document was before it was injected, if nobody has edited it since.
+func (f *file) original(d *document) (string, bool) {
+	rest, line := cutOriginal(d.body)
+	sum, packed, _ := strings.Cut(line, " ")
+	if sum != digest(rest) {
+		return "", false
 	}
-}
-
-// takeOriginal finds the original in the last comment and removes that from the tree.
-func takeOriginal(root *yaml.Node, text string) string {
-	packed := ""
-	for line := range strings.Lines(text) {
-		if rest, ok := strings.CutPrefix(line, originalComment); ok {
-			packed = strings.TrimSpace(rest)
-		}
-	}
-	if packed == "" {
-		return ""
-	}
-	forget(root)
-	original, err := unpack(packed)
+	text, err := unpack(packed)
 	if err != nil {
-		return "" // edited: the object itself says enough
+		return "", false
 	}
-	return original
+	// What was injected may have been so in part already, by hands that had removed the line.
+	was := &document{file: d.file, line: d.line, text: text, body: text}
+	if was.parse() != nil || was.root == nil {
+		return "", false
+	}
+	changed, _, err := f.apply(was)
+	return text, !changed && err == nil
 }
 
-// forget removes the comment that holds the original from a tree.
-func forget(n *yaml.Node) {
+// cutOriginal parts a text from the line that withOriginal has put under it.
+func cutOriginal(text string) (rest, line string) {
+	at := strings.LastIndex("\n"+text, "\n"+originalComment)
+	if at < 0 {
+		return text, ""
+	}
+	line, after, _ := strings.Cut(text[at:], "\n")
+	return text[:at] + after, strings.TrimSpace(strings.TrimPrefix(line, originalComment))
+}
+
+// digest is the same whatever a checkout has made of the ends of lines.
+func digest(text string) string {
+	sum := sha256.Sum256([]byte(strings.ReplaceAll(text, "\r\n", "\n")))
+	return hex.EncodeToString(sum[:8])
+}
+
+// forget removes the line from the comments of a tree, and says whether there was one.
+func forget(n *yaml.Node) (found bool) {
 	for _, c := range []*string{&n.HeadComment, &n.LineComment, &n.FootComment} {
 		if !strings.Contains(*c, originalComment) {
 			continue
 		}
 		var kept []string
 		for line := range strings.Lines(*c) {
-			if !strings.HasPrefix(line, originalComment) {
+			if strings.HasPrefix(line, originalComment) {
+				found = true
+			} else {
 				kept = append(kept, line)
 			}
 		}
 		*c = strings.TrimRight(strings.Join(kept, ""), "\n")
 	}
 	for _, child := range n.Content {
-		forget(child)
+		found = forget(child) || found
 	}
+	return found
 }
 
 func pack(text string) (string, error) {

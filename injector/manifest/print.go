@@ -9,28 +9,25 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// print writes a changed document; one that is as it was before it was injected gets its very text back.
+// print writes a changed document.
 func (f *file) print(d *document) (string, error) {
 	// A tree takes a key twice, an object does not: which of the two was meant, nobody knows.
 	var object any
 	if err := d.root.Decode(&object); err != nil {
 		return "", d.fault(err)
 	}
-	if !f.keep {
-		if original := takeOriginal(d.tree, d.body); original != "" && sameObject(original, d.tree) {
-			return d.framed(original), nil
-		}
+	original := d.body
+	if forget(d.tree) { // it was injected before, then edited
+		original, _ = cutOriginal(d.body)
 	}
 	body, err := d.encode()
 	if err != nil {
 		return "", err
 	}
 	if f.keep && d.json == nil {
-		kept, err := pack(d.body)
-		if err != nil {
+		if body, err = withOriginal(body, original); err != nil {
 			return "", err
 		}
-		body = string(joined([]byte(body), originalComment+kept+"\n"))
 	}
 	text := d.framed(body)
 	return text, d.check(text, object)
