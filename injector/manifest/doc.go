@@ -10,6 +10,7 @@
 //   - annotations.go: what the author of a pod may ask for.
 //   - file.go: a file from its bytes to its bytes. document.go: its documents. print.go, json.go: changed ones as text.
 //   - objects.go: where the kinds have their pods. merge.go: a change of an object made to its tree.
+//   - anchors.go, fold.go: aliases and merges, which are written out for the change.
 //   - original.go: the comment by which uninject gives back the very bytes. lines.go: errors with their lines.
 //   - compose.go: Docker Compose.
 package manifest

@@ -21,10 +21,11 @@ type document struct {
 	body string
 	end  string // its "..." line
 
-	tree    *yaml.Node // of the document
+	tree    *yaml.Node // of the document, with its aliases written out
 	root    *yaml.Node // of the object in it; nil: there is none, only comments
-	json    *jsonText  // nil: YAML
-	compact bool       // lists stand as far left as the keys that hold them
+	aliases *aliases
+	json    *jsonText // nil: YAML
+	compact bool      // lists stand as far left as the keys that hold them
 }
 
 // byteOrderMark may stand at the beginning of a file, and nowhere else.
@@ -131,8 +132,10 @@ func (d *document) parse() error {
 	if tree == nil || tree.Content[0].Kind == yaml.ScalarNode && tree.Content[0].Tag == "!!null" {
 		return nil
 	}
-	d.tree, d.root = tree, tree.Content[0]
-	d.compact = compact(d.tree)
+	d.tree, d.root, d.compact = tree, tree.Content[0], compact(tree)
+	if d.aliases, err = writeOut(tree); err != nil {
+		return d.fault(err)
+	}
 	return nil
 }
 

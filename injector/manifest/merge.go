@@ -9,18 +9,12 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// merge makes the change from one object to another in a tree that stands for the first. Both are as JSON has them
-// (maps, slices, strings, numbers). What the two have in common stays as it is in the tree, with its comments, its
-// order, and whatever the tree has beyond the object.
+// merge makes the change from one object to another in a tree that stands for the first, and shares nothing with another
+// (its aliases are written out). Both objects are as JSON has them (maps, slices, strings, numbers). What the two have in
+// common stays as it is in the tree, with its comments, its order, and whatever the tree has beyond the object.
 func merge(n *yaml.Node, from, to any) {
 	if reflect.DeepEqual(from, to) {
 		return
-	}
-	for n.Kind == yaml.AliasNode {
-		// Two places that were one become two: the copy is the alias's own.
-		c := clone(n.Alias)
-		c.Anchor = ""
-		*n = *c
 	}
 	if a, ok := from.(map[string]any); ok {
 		if b, ok := to.(map[string]any); ok && n.Kind == yaml.MappingNode {
@@ -188,13 +182,4 @@ func find(n *yaml.Node, key string) *yaml.Node {
 		}
 	}
 	return nil
-}
-
-func clone(n *yaml.Node) *yaml.Node {
-	c := *n
-	c.Content = make([]*yaml.Node, len(n.Content))
-	for i, child := range n.Content {
-		c.Content[i] = clone(child)
-	}
-	return &c
 }

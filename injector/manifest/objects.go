@@ -39,9 +39,6 @@ var groups = map[string]string{"Pod": "v1", "ReplicationController": "v1", "Depl
 // objects changes the pod of an object, or those of a List.
 func (f *file) objects(d *document, n *yaml.Node) (changed bool, count int, err error) {
 	at := fmt.Sprintf("%s:%d", f.name, d.line+n.Line-1)
-	if n.Kind == yaml.AliasNode {
-		n = n.Alias
-	}
 	if n.Kind != yaml.MappingNode {
 		return false, 0, fmt.Errorf("%s: not a Kubernetes object: want a mapping with apiVersion and kind", at)
 	}
@@ -63,9 +60,6 @@ func (f *file) objects(d *document, n *yaml.Node) (changed bool, count int, err 
 	p := &pod{place: place, line: d.line, node: n}
 	for _, key := range path {
 		next := find(p.node, key)
-		for next != nil && next.Kind == yaml.AliasNode {
-			next = next.Alias
-		}
 		if next == nil || next.Kind != yaml.MappingNode {
 			return false, 1, fmt.Errorf("%s: it has no %s", place, strings.Join(path, "."))
 		}
@@ -94,8 +88,8 @@ func (f *file) list(d *document, n *yaml.Node, at string) (changed bool, count i
 // pod changes one in the tree.
 func (f *file) pod(p *pod) (bool, error) {
 	var t corev1.PodTemplateSpec
-	var tree any
-	if err := p.node.Decode(&tree); err != nil {
+	tree, err := decode(p.node)
+	if err != nil {
 		return false, fmt.Errorf("%s: %w", p.place, inLine(err, p.line))
 	}
 	text, err := json.Marshal(tree)
@@ -127,6 +121,30 @@ func (f *file) pod(p *pod) (bool, error) {
 	}
 	merge(p.node, before, after)
 	return true, nil
+}
+
+// decode is what a tree says to Kubernetes, whose YAML has no dates: 2020-01-01 is a string.
+func decode(n *yaml.Node) (v any, err error) {
+	dates := datesOf(n, nil)
+	for _, d := range dates {
+		d.Tag = "!!str"
+	}
+	err = n.Decode(&v)
+	for _, d := range dates {
+		d.Tag = "!!timestamp"
+	}
+	return v, err
+}
+
+// datesOf are those that package yaml has found, not the author said to be.
+func datesOf(n *yaml.Node, found []*yaml.Node) []*yaml.Node {
+	if n.Kind == yaml.ScalarNode && n.Tag == "!!timestamp" && n.Style&yaml.TaggedStyle == 0 {
+		found = append(found, n)
+	}
+	for _, child := range n.Content {
+		found = datesOf(child, found)
+	}
+	return found
 }
 
 // generic is an object as JSON has it.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -16,6 +17,7 @@ func (f *file) print(d *document) (string, error) {
 	if err := d.root.Decode(&object); err != nil {
 		return "", d.fault(err)
 	}
+	d.aliases.fold(d.tree)
 	original := d.body
 	if forget(d.tree) { // it was injected before, then edited
 		original, _ = cutOriginal(d.body)
@@ -72,8 +74,9 @@ func (d *document) check(text string, object any) error {
 	if err != nil || len(docs) != 1 {
 		return refused
 	}
+	tree, err := docs[0].read()
 	var again any
-	if docs[0].parse() != nil || docs[0].root == nil || docs[0].root.Decode(&again) != nil || !reflect.DeepEqual(plain(again), plain(object)) {
+	if err != nil || tree == nil || tree.Decode(&again) != nil || !reflect.DeepEqual(plain(again), plain(object)) {
 		return refused
 	}
 	return nil
@@ -110,7 +113,7 @@ func plain(v any) any {
 }
 
 // spell corrects what the encoder would write otherwise than it was read: the nulls of "{a, b: }", which would become
-// empty strings, and merges, which would be tagged.
+// empty strings, merges, which would be tagged, and comments.
 func spell(n *yaml.Node, flow bool) {
 	flow = flow || n.Style&yaml.FlowStyle != 0
 	if flow && n.Kind == yaml.ScalarNode && n.Value == "" && n.ShortTag() == "!!null" {
@@ -119,9 +122,30 @@ func spell(n *yaml.Node, flow bool) {
 	if n.Tag == "!!merge" && n.Style&yaml.TaggedStyle == 0 {
 		n.Tag = ""
 	}
-	for _, child := range n.Content {
+	if n.Style&yaml.FoldedStyle != 0 && strings.HasSuffix(n.Value, "\n\n") {
+		n.Style = n.Style&^yaml.FoldedStyle | yaml.LiteralStyle // ">+" would get one more
+	}
+	for i, child := range n.Content {
+		if n.Kind == yaml.MappingNode && i%2 == 1 {
+			placeComment(n.Content[i-1], child)
+		}
 		spell(child, flow)
 	}
+}
+
+// placeComment moves a key's comment to where the encoder can write it. Before braces and aliases it would drop it, before a
+// value with a comment put it off, and before an anchor or a tag break the line ("a: # comment" and "&x" under it).
+func placeComment(key, value *yaml.Node) {
+	block := value.Kind != yaml.AliasNode && value.Style&yaml.FlowStyle == 0 && len(value.Content) > 0
+	switch {
+	case key.LineComment == "" || block && value.Anchor == "" && value.Style&yaml.TaggedStyle == 0:
+		return
+	case !block && value.LineComment == "":
+		value.LineComment = key.LineComment
+	default:
+		key.HeadComment = comments(key.HeadComment, key.LineComment)
+	}
+	key.LineComment = ""
 }
 
 // compact says whether the lists of a document stand as far left as the keys that hold them, as kubectl writes them.
