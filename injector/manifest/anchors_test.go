@@ -3,6 +3,8 @@ package manifest
 import (
 	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -314,7 +316,7 @@ func TestAnchorsStay(t *testing.T) {
 		"merges in merges":                                   {"  <<: *x\n", "  - <<: *y\n    livenessProbe: {httpGet: {path: /app-health/one/livez, port: 15021}}\n    name: one\n"},
 		"keys and scalars":                                   {"serviceAccountName: *name", "[{name: *name, image: *name}]"},
 		"a merge that is empty, and one that brings nothing": {"<<: *none", "<<: *same"},
-		"a Compose file":                                     {"services: &services\n", "  a: &a\n    <<: *mesh\n", "<<: [*mesh, {image: b}]", "x-a: *a\n"},
+		"a Compose file":                                     {"services: &services\n", "  a: &a\n    <<: *mesh\n", "<<: [*mesh, {image: b}]"},
 		"an anchored pod that is merged elsewhere, and that one which opted out has": {"# once"},
 	} {
 		out, _, err := File("f.yaml", []byte(anchored[name]), options())
@@ -391,4 +393,36 @@ func TestAnchorsThatAreRefused(t *testing.T) {
 			t.Errorf("%.300s:\n%v, want %q", in, err, want)
 		}
 	}
+}
+
+// FuzzWriteOut: without its aliases and merge keys a document means what it meant, and with them again, too.
+func FuzzWriteOut(f *testing.F) {
+	inputs, _ := filepath.Glob("testdata/*.yaml")
+	for _, path := range inputs {
+		in, err := os.ReadFile(path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(in)
+	}
+	f.Add([]byte("a: &a {x: 1, y: &y [1]}\nb: &b {x: 2, z: *y}\nc: {<<: [*a, *b], y: 3}\nd: {<<: *a, <<: *b}\n*y : 1\n"))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		var n yaml.Node
+		var was, is any
+		if len(in) > 1<<16 || yaml.Unmarshal(in, &n) != nil || n.Kind == 0 || n.Decode(&was) != nil {
+			return
+		}
+		a, err := writeOut(&n)
+		if err != nil {
+			return
+		}
+		if err := n.Decode(&is); err != nil || !reflect.DeepEqual(plain(was), plain(is)) {
+			t.Errorf("%v\n%v\nwas\n%v", err, is, was)
+		}
+		a.fold(&n)
+		is = nil
+		if err := n.Decode(&is); err != nil || !reflect.DeepEqual(plain(was), plain(is)) {
+			t.Errorf("folded: %v\n%v\nwas\n%v", err, is, was)
+		}
+	})
 }

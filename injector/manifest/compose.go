@@ -18,7 +18,7 @@ import (
 //
 //   - compose.go: which services. composelabels.go: what their authors ask for.
 //   - composenetwork.go: the network's way to the holder and back. composeparts.go: what is added.
-//   - composetree.go: aliases and merge keys.
+//   - composetree.go: keys and values.
 const (
 	composeNet      = "-sallyport-net"
 	composeInit     = "-sallyport-init"
@@ -89,7 +89,6 @@ func composeInject(d *document, o Options) (changed bool, notes []Note, err erro
 	if len(wishes) == 0 {
 		return false, notes, nil
 	}
-	f.open(func(s *composeService) bool { return wishes[s.name] != nil })
 	for _, s := range f.list {
 		if w := wishes[s.name]; w != nil {
 			if err := f.inject(s, w, o); err != nil {
@@ -97,7 +96,6 @@ func composeInject(d *document, o Options) (changed bool, notes []Note, err erro
 			}
 		}
 	}
-	plainMerges(d.root)
 	return true, notes, nil
 }
 
@@ -112,7 +110,6 @@ func (f *composeFile) inject(s *composeService, w *composeWishes, o Options) err
 		put(f.d.root, "volumes", nodeOf(map[string]any{}))
 	}
 	volumes := find(f.d.root, "volumes")
-	writeOut(volumes)
 	put(volumes, s.name+composeIdentity, nodeOf(composeVolume(s)))
 	return nil
 }
@@ -131,7 +128,6 @@ func composeUninject(d *document) (bool, error) {
 	if len(ours) == 0 {
 		return false, nil
 	}
-	f.open(func(s *composeService) bool { return ours[s.name] })
 	var errs []error
 	for _, s := range f.list {
 		if holder := f.byName[s.name+composeNet]; ours[s.name] && holder != nil {
@@ -146,7 +142,6 @@ func composeUninject(d *document) (bool, error) {
 		}
 	}
 	if volumes := find(d.root, "volumes"); !absent(volumes) {
-		writeOut(volumes)
 		for name := range ours {
 			if f.isOurVolume(name) {
 				drop(volumes, name+composeIdentity)
@@ -156,29 +151,26 @@ func composeUninject(d *document) (bool, error) {
 			drop(d.root, "volumes")
 		}
 	}
-	plainMerges(d.root)
 	return true, errors.Join(errs...)
 }
 
-// readCompose decodes all of the document first: what cannot be decoded cannot be resolved either, an anchor that
-// contains itself or aliases beyond measure.
+// readCompose reads a document as Compose does: its aliases and merge keys are written out.
 func readCompose(d *document) (*composeFile, error) {
 	services := find(d.root, "services")
-	if target(services).Kind != yaml.MappingNode {
+	if services.Kind != yaml.MappingNode {
 		return nil, fmt.Errorf("%s:%d: services: not a mapping", d.file, d.line)
 	}
 	var whole any
 	if err := d.root.Decode(&whole); err != nil {
 		return nil, fmt.Errorf("%s: %w", d.file, inLine(err, d.line))
 	}
-	writeOut(services)
 	f := &composeFile{d: d, services: services, byName: map[string]*composeService{}}
 	if volumes := find(d.root, "volumes"); volumes != nil {
-		f.volumes = plain(volumes)
+		f.volumes = clone(volumes)
 	}
 	for i := 0; i+1 < len(services.Content); i += 2 {
 		s := &composeService{name: services.Content[i].Value, line: services.Content[i].Line, node: services.Content[i+1]}
-		if s.view = plain(s.node); s.view.Kind != yaml.MappingNode {
+		if s.view = clone(s.node); s.view.Kind != yaml.MappingNode {
 			return nil, fmt.Errorf("%s: not a mapping", f.place(s, 0))
 		}
 		s.labels = composeLabels(s.view)
@@ -186,37 +178,6 @@ func readCompose(d *document) (*composeFile, error) {
 		f.byName[s.name] = s
 	}
 	return f, nil
-}
-
-// open prepares services for being changed: their keys become all their own, and nothing else refers to them.
-func (f *composeFile) open(which func(*composeService) bool) {
-	from := map[*yaml.Node]bool{}
-	for _, s := range f.list {
-		if which(s) {
-			s.changes(from)
-		}
-	}
-	detach(f.d.root, from)
-	for _, s := range f.list {
-		if which(s) {
-			writeOut(s.node)
-		}
-	}
-}
-
-// changes are the nodes of a service that are changed or moved: all of them where it has to be written out.
-func (s *composeService) changes(into map[*yaml.Node]bool) {
-	if !writtenOut(s.node) {
-		subtree(s.node, into)
-		return
-	}
-	into[s.node] = true
-	for i := 0; i+1 < len(s.node.Content); i += 2 {
-		if k := s.node.Content[i].Value; k == "depends_on" || slices.Contains(composeNetworkKeys, k) {
-			subtree(s.node.Content[i], into)
-			subtree(s.node.Content[i+1], into)
-		}
-	}
 }
 
 // owner is the service that this one is a part of, "" if we have not made it.

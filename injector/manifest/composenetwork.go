@@ -23,7 +23,7 @@ func takeNetwork(s *composeService) ([]*yaml.Node, error) {
 	var moved []*yaml.Node
 	var kept []*yaml.Node
 	for i := 0; i+1 < len(s.node.Content); i += 2 {
-		k, v := s.node.Content[i], plain(s.node.Content[i+1])
+		k, v := s.node.Content[i], clone(s.node.Content[i+1])
 		switch {
 		case !slices.Contains(composeNetworkKeys, k.Value):
 			kept = append(kept, k, s.node.Content[i+1])
@@ -188,7 +188,7 @@ func returnNetwork(s *composeService, holder *yaml.Node) error {
 		drop(s.node, "network_mode")
 	}
 	if d := drop(s.node, "depends_on"); d != nil {
-		if d = independent(plain(d), s.name); d != nil {
+		if d = independent(clone(d), s.name); d != nil {
 			put(s.node, "depends_on", d)
 		}
 	}
@@ -203,7 +203,7 @@ func returnNetwork(s *composeService, holder *yaml.Node) error {
 			}
 		}
 		if own := drop(s.node, key.Value); !absent(own) {
-			own = plain(own)
+			own = clone(own)
 			if own.Kind != value.Kind || own.Kind == yaml.ScalarNode {
 				return fmt.Errorf("%s is in %s%s, too: keep one of the two", key.Value, s.name, composeNet)
 			}

@@ -7,139 +7,14 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Compose reads a file with its aliases and merge keys resolved, and so must whoever decides by what stands in it. All of
-// this works on documents that have been decoded: no anchor of theirs contains itself.
-
-// plain is a copy of a node as Compose reads it: an alias is what it stands for, and a merge key is the keys that it
-// brings.
-func plain(n *yaml.Node) *yaml.Node {
-	if n.Kind == yaml.AliasNode {
-		c := plain(n.Alias)
-		c.HeadComment, c.LineComment, c.FootComment = n.HeadComment, n.LineComment, n.FootComment
-		return c
-	}
+// clone is a copy of a tree in which aliases are written out, as they are while a document is changed.
+func clone(n *yaml.Node) *yaml.Node {
 	c := *n
-	c.Anchor, c.Content = "", nil
-	children := n.Content
-	if n.Kind == yaml.MappingNode {
-		children = merged(n)
-	}
-	for _, child := range children {
-		c.Content = append(c.Content, plain(child))
+	c.Anchor, c.Content = "", make([]*yaml.Node, len(n.Content))
+	for i, child := range n.Content {
+		c.Content[i] = clone(child)
 	}
 	return &c
-}
-
-// merged are the keys and values of a mapping, those of its merge keys among them. Its own win, then those of the first
-// mapping that has them (https://yaml.org/type/merge.html).
-func merged(n *yaml.Node) []*yaml.Node {
-	taken := map[string]bool{}
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		if k := target(n.Content[i]); !isMerge(k) {
-			taken[k.Value] = true
-		}
-	}
-	var out []*yaml.Node
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		if !isMerge(n.Content[i]) {
-			out = append(out, n.Content[i], n.Content[i+1])
-			continue
-		}
-		for _, source := range sources(n.Content[i+1]) {
-			inherited := merged(source)
-			for j := 0; j+1 < len(inherited); j += 2 {
-				if k := target(inherited[j]); !taken[k.Value] {
-					taken[k.Value] = true
-					out = append(out, inherited[j], inherited[j+1])
-				}
-			}
-		}
-	}
-	return out
-}
-
-// sources are the mappings that a merge key brings: one, or a list.
-func sources(value *yaml.Node) []*yaml.Node {
-	value = target(value)
-	if value.Kind != yaml.SequenceNode {
-		return []*yaml.Node{value}
-	}
-	var out []*yaml.Node
-	for _, n := range value.Content {
-		out = append(out, target(n))
-	}
-	return out
-}
-
-func target(n *yaml.Node) *yaml.Node {
-	for n.Kind == yaml.AliasNode {
-		n = n.Alias
-	}
-	return n
-}
-
-func isMerge(key *yaml.Node) bool { return key.Kind == yaml.ScalarNode && key.ShortTag() == "!!merge" }
-
-// plainMerges keeps the encoder from writing merge keys as "!!merge <<".
-func plainMerges(n *yaml.Node) {
-	if isMerge(n) {
-		n.Tag = ""
-	}
-	for _, child := range n.Content {
-		plainMerges(child)
-	}
-}
-
-// writtenOut says whether the keys of a mapping are all its own.
-func writtenOut(n *yaml.Node) bool {
-	own := n.Kind != yaml.AliasNode
-	for i := 0; own && i+1 < len(n.Content); i += 2 {
-		own = n.Content[i].Kind == yaml.ScalarNode && !isMerge(n.Content[i])
-	}
-	return own
-}
-
-// writeOut makes them so: they can be changed then without changing another mapping's.
-func writeOut(n *yaml.Node) {
-	if !writtenOut(n) {
-		*n = *plain(n)
-	}
-}
-
-// detach gives whatever refers to one of these nodes a copy of its own: they are about to change, it is not.
-func detach(n *yaml.Node, from map[*yaml.Node]bool) {
-	refers := func(n *yaml.Node) bool { return n.Kind == yaml.AliasNode && from[n.Alias] }
-	if n.Kind == yaml.MappingNode {
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			if v := n.Content[i+1]; isMerge(n.Content[i]) && (refers(v) || v.Kind == yaml.SequenceNode && slices.ContainsFunc(v.Content, refers)) {
-				// The keys that it brings are cloned: they belong to two mappings from now on.
-				kept := n.Content
-				n.Content = nil
-				for _, child := range merged(&yaml.Node{Kind: yaml.MappingNode, Content: kept}) {
-					if !slices.Contains(kept, child) {
-						child = plain(child)
-					}
-					n.Content = append(n.Content, child)
-				}
-				break
-			}
-		}
-	}
-	for _, child := range n.Content {
-		if refers(child) {
-			*child = *plain(child)
-			continue
-		}
-		detach(child, from)
-	}
-}
-
-// subtree adds a node and all that stands in it, but not what its aliases stand for.
-func subtree(n *yaml.Node, into map[*yaml.Node]bool) {
-	into[n] = true
-	for _, child := range n.Content {
-		subtree(child, into)
-	}
 }
 
 // foreignTag is a tag of the document's own that stands in a node, or "".
