@@ -1,7 +1,6 @@
 package webhook
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -31,84 +30,77 @@ func (o operation) MarshalJSON() ([]byte, error) {
 	}{o.Op, o.Path, o.Value})
 }
 
-// maxAlign bounds the table that aligns two arrays; longer ones are replaced whole.
-const maxAlign = 1 << 20
+const (
+	// maxPatch bounds a patch, roughly. One that works is shorter: the annotations of a pod are at most 256 KiB, an argument
+	// or a variable 128 KiB (MAX_ARG_STRLEN of Linux).
+	maxPatch = 512 << 10
+	// maxAlign bounds the table that aligns two arrays; longer ones are replaced whole.
+	maxAlign = 1 << 20
+)
+
+var errLargePatch = fmt.Errorf("what the sidecar changes in the pod takes more than %d KiB: its probes and hooks are too many or too long",
+	maxPatch>>10)
 
 // patchFor returns the operations that bring the change from before to after into raw. raw is the document as the API
 // server has it; before and after are what our types made of it, so that a field that these do not know stays as it
 // is, and one that they write where raw has none (creationTimestamp: null, status: {}) is no change.
 func patchFor(raw []byte, before, after any) ([]operation, error) {
-	doc, err := decode(raw)
-	if err != nil {
-		return nil, err
-	}
-	a, err := generic(before)
-	if err != nil {
-		return nil, err
-	}
-	b, err := generic(after)
-	if err != nil {
-		return nil, err
-	}
 	var d differ
-	d.value("", doc, a, b)
+	d.value("", raw, plain(reflect.ValueOf(before)), plain(reflect.ValueOf(after)))
+	if d.size > maxPatch {
+		return nil, errLargePatch
+	}
 	return d.ops, nil
 }
 
-func generic(v any) (any, error) {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return nil, err
-	}
-	return decode(data)
+// differ stops when the size of the operations is too large.
+type differ struct {
+	ops  []operation
+	size int
 }
 
-// decode keeps numbers as they are written: an int64 does not fit a float64.
-func decode(data []byte) (any, error) {
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.UseNumber()
-	var v any
-	if err := dec.Decode(&v); err != nil {
-		return nil, fmt.Errorf("object: %w", err)
+func (d *differ) emit(op, path string, v reflect.Value) {
+	d.size += len(path) + size(v, maxPatch)
+	if d.size > maxPatch {
+		return
 	}
-	return v, nil
+	o := operation{Op: op, Path: path}
+	if v.IsValid() {
+		o.Value = v.Interface()
+	}
+	d.ops = append(d.ops, o)
 }
-
-type differ struct{ ops []operation }
-
-func (d *differ) emit(op, path string, v any) { d.ops = append(d.ops, operation{op, path, v}) }
 
 // value appends what makes of a, which stands at path, b. doc is what the document really has there; where it is not of
 // a's shape it is replaced whole, as operations inside it would not apply.
-func (d *differ) value(path string, doc, a, b any) {
-	if reflect.DeepEqual(a, b) {
+func (d *differ) value(path string, doc document, a, b reflect.Value) {
+	if d.size > maxPatch || same(a, b) {
 		return
 	}
-	switch b := b.(type) {
-	case map[string]any:
-		am, okA := a.(map[string]any)
-		dm, okD := doc.(map[string]any)
+	if bm, ok := members(b); ok {
+		am, okA := members(a)
+		dm, okD := doc.members()
 		if okA && okD {
-			d.object(path, dm, am, b)
+			d.object(path, dm, am, bm)
 			return
 		}
-	case []any:
-		as, okA := a.([]any)
-		ds, okD := doc.([]any)
-		if okA && okD && len(ds) == len(as) && d.array(path, ds, as, b) {
+	} else if bs, ok := elements(b); ok {
+		as, okA := elements(a)
+		ds, okD := doc.elements()
+		if okA && okD && len(ds) == len(as) && d.array(path, ds, as, bs) {
 			return
 		}
 	}
 	d.emit("replace", path, b)
 }
 
-func (d *differ) object(path string, doc, a, b map[string]any) {
+func (d *differ) object(path string, doc map[string]document, a, b map[string]reflect.Value) {
 	for _, k := range sortedKeys(a) {
 		if _, stays := b[k]; stays {
 			continue
 		}
 		if _, there := doc[k]; there {
-			d.emit("remove", path+"/"+escape(k), nil)
+			d.emit("remove", path+"/"+escape(k), reflect.Value{})
 		}
 	}
 	for _, k := range sortedKeys(b) {
@@ -118,7 +110,7 @@ func (d *differ) object(path string, doc, a, b map[string]any) {
 		switch {
 		case had && there:
 			d.value(p, in, old, b[k])
-		case had && reflect.DeepEqual(old, b[k]):
+		case had && same(old, b[k]):
 			// Written by our types alone, and not changed.
 		default:
 			d.emit("add", p, b[k]) // replaces what may be there (§4.1)
@@ -128,7 +120,7 @@ func (d *differ) object(path string, doc, a, b map[string]any) {
 
 // array changes elements one after the other, so that at each step everything left of the index is already as in b. It
 // reports false, having done nothing, where a table of the two would be too large.
-func (d *differ) array(path string, doc, a, b []any) bool {
+func (d *differ) array(path string, doc []document, a, b []reflect.Value) bool {
 	pairs, ok := align(a, b)
 	if !ok {
 		return false
@@ -142,7 +134,7 @@ func (d *differ) array(path string, doc, a, b []any) bool {
 			i, j = i+1, j+1
 		}
 		for ; i < toA; i++ {
-			d.emit("remove", at(j), nil)
+			d.emit("remove", at(j), reflect.Value{})
 		}
 		for ; j < toB; j++ {
 			d.emit("add", at(j), b[j])
@@ -158,7 +150,7 @@ func (d *differ) array(path string, doc, a, b []any) bool {
 }
 
 // align finds the longest common subsequence of two arrays: pairs of indexes whose elements are the same thing.
-func align(a, b []any) ([][2]int, bool) {
+func align(a, b []reflect.Value) ([][2]int, bool) {
 	ka, kb := identities(a), identities(b)
 	start := 0
 	for start < len(ka) && start < len(kb) && ka[start] == kb[start] {
@@ -206,17 +198,15 @@ func align(a, b []any) ([][2]int, bool) {
 
 // identities are by what elements are recognized: their name, as containers, volumes and variables have one, or else
 // their whole content.
-func identities(list []any) []string {
+func identities(list []reflect.Value) []string {
 	ids := make([]string, len(list))
 	for i, v := range list {
-		if m, ok := v.(map[string]any); ok {
-			if name, ok := m["name"].(string); ok {
-				ids[i] = "name " + name
-				continue
-			}
+		if name := nameOf(v); name != "" {
+			ids[i] = "name " + name
+		} else if v.IsValid() {
+			data, _ := json.Marshal(v.Interface()) // was made from JSON just now
+			ids[i] = string(data)
 		}
-		data, _ := json.Marshal(v) // was made from JSON just now
-		ids[i] = string(data)
 	}
 	return ids
 }

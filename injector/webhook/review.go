@@ -1,35 +1,35 @@
 package webhook
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
-	"mime"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
-	"golang.org/x/sync/semaphore"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	kjson "sigs.k8s.io/json"
 )
 
 const (
-	// maxBody bounds a review. The API server's own limit of an object is 3 MiB, and a review has it once.
-	maxBody = 3<<20 + 64<<10
-
 	maxWarning  = 256 // characters; the API server cuts longer ones
 	maxWarnings = 16
 	maxMessage  = 2048 // characters of a refusal
+	maxQuote    = 253  // characters of what others wrote, as long as a name of Kubernetes may be
+	maxUID      = 128  // bytes; the API server's have 36
 
-	// maxMemory bounds the bodies that are held at a time; a review takes a few times its size while it is answered.
-	maxMemory = 32 << 20
+	workTimeout  = 5 * time.Second // to wait for room to answer; the API server waits 10 s for everything
+	writeTimeout = 2 * time.Second // for a peer to take its answer
 )
 
 // Result of an injection.
@@ -55,7 +55,24 @@ type reviewer struct {
 	allow   bool // let a pod that cannot be injected in as it is
 	log     *slog.Logger
 	metrics *metrics
-	memory  *semaphore.Weighted
+	room    *room
+}
+
+// review is what is read of an AdmissionReview; the rest of it is not kept.
+type review struct {
+	metav1.TypeMeta `json:",inline"`
+	Request         *request `json:"request"`
+}
+
+type request struct {
+	UID         types.UID                   `json:"uid"`
+	Resource    metav1.GroupVersionResource `json:"resource"`
+	SubResource string                      `json:"subResource"`
+	Namespace   string                      `json:"namespace"`
+	Name        string                      `json:"name"`
+	Operation   admissionv1.Operation       `json:"operation"`
+	DryRun      bool                        `json:"dryRun"`
+	Object      document                    `json:"object"`
 }
 
 // badRequest is an answer to what is no review.
@@ -68,16 +85,21 @@ func (b *badRequest) Error() string { return b.text }
 
 func (v *reviewer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	answer, outcome, err := v.answer(w, r)
+	c := v.room.claim(r.Context())
+	defer c.release() // after the answer was taken, as that is memory too
+	answer, outcome, err := v.answer(w, r, c)
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)) // of net/http's own writers
 	if err != nil {
 		bad := &badRequest{http.StatusInternalServerError, err.Error()}
 		errors.As(err, &bad)
+		reason := line(bad.text, maxMessage)
 		v.metrics.done(outcomeBad, start, 0)
-		v.log.Warn("bad request", "peer", r.RemoteAddr, "method", r.Method, "path", r.URL.Path, "code", bad.code, "reason", bad.text)
+		v.log.Warn("bad request", "peer", r.RemoteAddr, "method", line(r.Method, maxQuote), "path", line(r.URL.Path, maxQuote),
+			"code", bad.code, "reason", reason)
 		if bad.code == http.StatusMethodNotAllowed {
 			w.Header().Set("Allow", http.MethodPost)
 		}
-		http.Error(w, "sallyport injector: "+bad.text, bad.code)
+		http.Error(w, "sallyport injector: "+reason, bad.code)
 		return
 	}
 	v.metrics.done(outcome, start, len(answer.Response.Patch))
@@ -87,16 +109,20 @@ func (v *reviewer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (v *reviewer) answer(w http.ResponseWriter, r *http.Request) (*admissionv1.AdmissionReview, string, error) {
-	size := min(r.ContentLength, maxBody) // more is refused by readReview
-	if size < 0 {
-		size = maxBody // not told
+func (v *reviewer) answer(w http.ResponseWriter, r *http.Request, c *claim) (*admissionv1.AdmissionReview, string, error) {
+	if err := c.try(places, 1); err != nil {
+		return nil, "", err
 	}
-	if err := v.memory.Acquire(r.Context(), size); err != nil {
-		return nil, "", &badRequest{http.StatusServiceUnavailable, "too many reviews at once"}
+	body, err := readBody(w, r, c)
+	if err != nil {
+		return nil, "", err
 	}
-	defer v.memory.Release(size)
-	review, err := readReview(w, r)
+	ctx, cancel := context.WithTimeout(r.Context(), workTimeout)
+	defer cancel()
+	if err := c.take(ctx, work, shapeOf(body).weight(len(body))); err != nil {
+		return nil, "", err
+	}
+	review, err := readReview(body)
 	if err != nil {
 		return nil, "", err
 	}
@@ -106,7 +132,8 @@ func (v *reviewer) answer(w http.ResponseWriter, r *http.Request) (*admissionv1.
 		return nil, "", err
 	}
 	resp.UID = req.UID
-	log := v.log.With("namespace", req.Namespace, "pod", podName(req), "dry_run", req.DryRun != nil && *req.DryRun, "uid", string(req.UID))
+	log := v.log.With("namespace", line(req.Namespace, maxQuote), "pod", line(podName(req), maxQuote),
+		"dry_run", req.DryRun, "uid", line(string(req.UID), maxUID))
 	switch {
 	case resp.Result != nil:
 		log.Warn("pod "+outcome, "reason", resp.Result.Message)
@@ -119,53 +146,42 @@ func (v *reviewer) answer(w http.ResponseWriter, r *http.Request) (*admissionv1.
 	return &admissionv1.AdmissionReview{TypeMeta: review.TypeMeta, Response: resp}, outcome, nil
 }
 
-func readReview(w http.ResponseWriter, r *http.Request) (*admissionv1.AdmissionReview, error) {
-	if r.Method != http.MethodPost {
-		return nil, &badRequest{http.StatusMethodNotAllowed, "admission reviews are POSTed, not " + r.Method}
-	}
-	if mt, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || mt != "application/json" {
-		return nil, &badRequest{http.StatusUnsupportedMediaType, fmt.Sprintf("Content-Type %q: must be application/json", r.Header.Get("Content-Type"))}
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	var large *http.MaxBytesError
-	switch {
-	case errors.As(err, &large):
-		return nil, &badRequest{http.StatusRequestEntityTooLarge, fmt.Sprintf("the review is larger than %d bytes", large.Limit)}
-	case err != nil:
-		return nil, &badRequest{http.StatusBadRequest, "the review was cut off: " + err.Error()}
-	}
-	var review admissionv1.AdmissionReview
+func readReview(body []byte) (*review, error) {
+	var review review
 	if err := unmarshal(body, &review); err != nil {
 		return nil, &badRequest{http.StatusBadRequest, "the body is no AdmissionReview: " + err.Error()}
 	}
 	if review.APIVersion != "admission.k8s.io/v1" || review.Kind != "AdmissionReview" {
-		return nil, &badRequest{http.StatusBadRequest, fmt.Sprintf("the body is %q of %q: only AdmissionReview of admission.k8s.io/v1 is answered "+
-			"(admissionReviewVersions: [v1])", review.Kind, review.APIVersion)}
+		return nil, &badRequest{http.StatusBadRequest, fmt.Sprintf("the body is %s of %s: only AdmissionReview of admission.k8s.io/v1 is answered "+
+			"(admissionReviewVersions: [v1])", quote(review.Kind), quote(review.APIVersion))}
 	}
 	if review.Request == nil || review.Request.UID == "" {
 		return nil, &badRequest{http.StatusBadRequest, "the AdmissionReview holds no request with a uid"}
+	}
+	if n := len(review.Request.UID); n > maxUID {
+		return nil, &badRequest{http.StatusBadRequest, fmt.Sprintf("the uid of the request has %d bytes, more than %d", n, maxUID)}
 	}
 	return &review, nil
 }
 
 // decide answers for a pod that is created; what else an administrator may have the API server ask is let in untouched,
 // as far as it is about pods.
-func (v *reviewer) decide(req *admissionv1.AdmissionRequest) (*admissionv1.AdmissionResponse, string, error) {
+func (v *reviewer) decide(req *request) (*admissionv1.AdmissionResponse, string, error) {
 	allowed := &admissionv1.AdmissionResponse{Allowed: true}
-	if req.Resource.Group != "" || req.Resource.Version != "v1" || req.Resource.Resource != "pods" {
-		return nil, "", &badRequest{http.StatusBadRequest, fmt.Sprintf("the review is about %s.%s/%s, and only pods are injected: "+
-			"correct the rules of the webhook configuration", req.Resource.Resource, req.Resource.Group, req.Resource.Version)}
+	if res := req.Resource; res.Group != "" || res.Version != "v1" || res.Resource != "pods" {
+		return nil, "", &badRequest{http.StatusBadRequest, fmt.Sprintf("the review is about %s, and only pods are injected: "+
+			"correct the rules of the webhook configuration", quote(res.Resource+"."+res.Group+"/"+res.Version))}
 	}
 	if req.SubResource != "" || req.Operation != admissionv1.Create {
-		warn(allowed, fmt.Sprintf("not injected: a pod gets its sidecar when it is created, not at %s of pods/%s", req.Operation, req.SubResource))
+		warn(allowed, fmt.Sprintf("not injected: a pod gets its sidecar when it is created, not at %s of %s",
+			quote(string(req.Operation)), quote(strings.TrimSuffix("pods/"+req.SubResource, "/"))))
 		return allowed, outcomeSkipped, nil
 	}
-	pod, err := readPod(req)
-	if err != nil {
-		return nil, "", err
-	}
-	result, err := v.inject(pod.DeepCopy(), req.Namespace)
+	result, ops, err := v.injected(req)
+	var bad *badRequest
 	switch {
+	case errors.As(err, &bad):
+		return nil, "", err
 	case errors.Is(err, ErrNotReady):
 		return nil, "", &badRequest{http.StatusServiceUnavailable, err.Error()}
 	case err != nil && v.allow:
@@ -183,10 +199,6 @@ func (v *reviewer) decide(req *admissionv1.AdmissionRequest) (*admissionv1.Admis
 		}
 		return allowed, outcomeSkipped, nil
 	}
-	ops, err := patchFor(req.Object.Raw, pod, result.Pod)
-	if err != nil {
-		return nil, "", err
-	}
 	if len(ops) == 0 {
 		return allowed, outcomeSkipped, nil
 	}
@@ -198,13 +210,30 @@ func (v *reviewer) decide(req *admissionv1.AdmissionRequest) (*admissionv1.Admis
 	return allowed, outcomeInjected, nil
 }
 
-func readPod(req *admissionv1.AdmissionRequest) (*corev1.Pod, error) {
+// injected returns what Inject says of a pod, and the change. What is out of all proportion is not even decoded.
+func (v *reviewer) injected(req *request) (Result, []operation, error) {
+	if err := shapeOf(req.Object).check(); err != nil {
+		return Result{}, nil, err
+	}
+	pod, err := readPod(req)
+	if err != nil {
+		return Result{}, nil, err
+	}
+	result, err := v.inject(pod.DeepCopy(), req.Namespace)
+	if err != nil || result.Pod == nil {
+		return result, nil, err
+	}
+	ops, err := patchFor(req.Object, pod, result.Pod)
+	return result, ops, err
+}
+
+func readPod(req *request) (*corev1.Pod, error) {
 	var pod corev1.Pod
-	if err := unmarshal(req.Object.Raw, &pod); err != nil {
+	if err := unmarshal(req.Object, &pod); err != nil {
 		return nil, &badRequest{http.StatusBadRequest, "request.object is no pod: " + err.Error()}
 	}
 	if pod.Kind != "Pod" || pod.APIVersion != "v1" {
-		return nil, &badRequest{http.StatusBadRequest, fmt.Sprintf("request.object is %q of %q, not a Pod of v1", pod.Kind, pod.APIVersion)}
+		return nil, &badRequest{http.StatusBadRequest, fmt.Sprintf("request.object is %s of %s, not a Pod of v1", quote(pod.Kind), quote(pod.APIVersion))}
 	}
 	if len(pod.Spec.Containers) == 0 {
 		return nil, &badRequest{http.StatusBadRequest, "request.object is no pod: it has no containers"}
@@ -237,17 +266,25 @@ func warn(r *admissionv1.AdmissionResponse, text string) {
 	}
 }
 
-// line makes one line of a text, as a header value must be, of limited length.
+// line makes one line of a text, as a header value must be, of limited length and without control characters. What is cut
+// off is not looked at.
 func line(text string, limit int) string {
-	text = strings.Join(strings.Fields(text), " ")
-	if len(text) > limit {
-		text = strings.ToValidUTF8(text[:limit-len("…")], "") + "…"
+	more := len(text) > limit
+	if more {
+		text = text[:limit-len("…")]
+	}
+	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == ' ' || !unicode.IsPrint(r) }), " ")
+	if text = strings.ToValidUTF8(text, ""); more {
+		text += "…"
 	}
 	return text
 }
 
+// quote is a line of what others wrote within a line of ours.
+func quote(text string) string { return strconv.Quote(line(text, maxQuote)) }
+
 // podName is for the log: a pod that a controller makes has no name yet, only the beginning of one.
-func podName(req *admissionv1.AdmissionRequest) string {
+func podName(req *request) string {
 	if req.Name != "" {
 		return req.Name
 	}
@@ -257,7 +294,7 @@ func podName(req *admissionv1.AdmissionRequest) string {
 			GenerateName string `json:"generateName"`
 		} `json:"metadata"`
 	}
-	if json.Unmarshal(req.Object.Raw, &head) != nil {
+	if json.Unmarshal(req.Object, &head) != nil {
 		return ""
 	}
 	if head.Metadata.Name != "" {
@@ -266,4 +303,4 @@ func podName(req *admissionv1.AdmissionRequest) string {
 	return head.Metadata.GenerateName + "*"
 }
 
-func sortedKeys(m map[string]any) []string { return slices.Sorted(maps.Keys(m)) }
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -1,7 +1,7 @@
 package webhook
 
 import (
-	"context"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,10 +12,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
+	"unicode"
 
-	"golang.org/x/sync/semaphore"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -34,8 +32,13 @@ func addSidecar(p *corev1.Pod, namespace string) (Result, error) {
 	switch {
 	case p.Annotations["ask"] == "impossible":
 		return Result{}, errors.New("annotation ask: impossible\nis not possible")
+	case p.Annotations["ask"] == "echo":
+		return Result{}, errors.New(p.Annotations["echo"])
 	case p.Annotations["ask"] == "later":
 		return Result{}, fmt.Errorf("%w: later", ErrNotReady)
+	case p.Annotations["ask"] == "much":
+		p.Annotations["much"] = strings.Repeat("x", maxPatch)
+		return Result{Pod: p}, nil
 	case p.Spec.HostNetwork:
 		return Result{Skipped: "hostNetwork", Warn: true}, nil
 	case p.Annotations["injected"] != "":
@@ -50,7 +53,7 @@ func addSidecar(p *corev1.Pod, namespace string) (Result, error) {
 }
 
 func newReviewer(allow bool) *reviewer {
-	return &reviewer{inject: addSidecar, allow: allow, log: slog.New(slog.DiscardHandler), metrics: newMetrics(), memory: semaphore.NewWeighted(maxMemory)}
+	return &reviewer{inject: addSidecar, allow: allow, log: slog.New(slog.DiscardHandler), metrics: newMetrics(), room: newRoom()}
 }
 
 func post(v *reviewer, body io.Reader) *httptest.ResponseRecorder {
@@ -80,7 +83,7 @@ func TestPodGetsItsSidecarByASmallPatch(t *testing.T) {
 		t.Fatalf("%+v", got)
 	}
 	want := `[{"op":"add","path":"/metadata/annotations","value":{"injected":"shop"}},` +
-		`{"op":"add","path":"/spec/initContainers","value":[{"image":"sallyport","name":"sidecar","resources":{}}]}]`
+		`{"op":"add","path":"/spec/initContainers","value":[{"name":"sidecar","image":"sallyport","resources":{}}]}]`
 	if string(got.Patch) != want {
 		t.Errorf("patch %s\nwant %s", got.Patch, want)
 	}
@@ -118,8 +121,9 @@ func TestWhatCannotBeInjected(t *testing.T) {
 	}{
 		"its author is told why it may not run":       {annotated("impossible"), false, false, "the sidecar cannot be added: annotation ask: impossible is not possible", ""},
 		"or why it runs without":                      {annotated("impossible"), true, true, "", "sallyport: not injected: annotation ask: impossible is not possible"},
+		"no change is larger than any that works":     {annotated("much"), false, false, "the sidecar cannot be added: what the sidecar changes in the pod takes more than 512 KiB: its probes and hooks are too many or too long", ""},
 		"what is left alone is said":                  {host, false, true, "", "sallyport: not injected: hostNetwork"},
-		"an update is none of the webhook's business": {strings.Replace(reviewOf(podJSON), "CREATE", "UPDATE", 1), false, true, "", "when it is created, not at UPDATE"},
+		"an update is none of the webhook's business": {strings.Replace(reviewOf(podJSON), "CREATE", "UPDATE", 1), false, true, "", `when it is created, not at "UPDATE" of "pods"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := reviewed(t, newReviewer(tc.allow), tc.body)
@@ -150,13 +154,15 @@ func TestBadRequestsGetAClearAnswer(t *testing.T) {
 		"another kind":                 {podJSON, 400, `the body is "Pod" of "v1"`},
 		"no request":                   {`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`, 400, "no request with a uid"},
 		"no uid":                       {strings.Replace(good, `"uid":"u-1",`, "", 1), 400, "no request with a uid"},
-		"another resource":             {strings.Replace(good, `"resource":{"group":"","version":"v1","resource":"pods"}`, `"resource":{"group":"apps","version":"v1","resource":"deployments"}`, 1), 400, "the review is about deployments.apps/v1"},
+		"a uid of great length":        {strings.Replace(good, `"u-1"`, `"`+strings.Repeat("u", maxUID+1)+`"`, 1), 400, "the uid of the request has 129 bytes, more than 128"},
+		"what is not UTF-8":            {reviewOf(strings.Replace(podJSON, "orders:1", "\xff", 1)), 400, "the body is not UTF-8"},
+		"another resource":             {strings.Replace(good, `"resource":{"group":"","version":"v1","resource":"pods"}`, `"resource":{"group":"apps","version":"v1","resource":"deployments"}`, 1), 400, `the review is about "deployments.apps/v1"`},
 		"an object that is no pod":     {reviewOf(`{"apiVersion":"v1","kind":"Secret","data":{}}`), 400, `request.object is "Secret" of "v1", not a Pod`},
 		"an object of a wrong type":    {reviewOf(`{"apiVersion":"v1","kind":"Pod","spec":{"containers":"all"}}`), 400, "request.object is no pod"},
 		"an object that is no object":  {reviewOf(`[1]`), 400, "request.object is no pod"},
 		"a name twice":                 {strings.Replace(good, `"spec":{`, `"spec":{},"spec":{`, 1), 400, `duplicate field "spec"`},
 		"a pod without containers":     {reviewOf(`{"apiVersion":"v1","kind":"Pod"}`), 400, "it has no containers"},
-		"too much":                     {`{"a":"` + strings.Repeat("x", maxBody) + `"}`, 413, "larger than 3211264 bytes"},
+		"too much":                     {`{"a":"` + strings.Repeat("x", maxBody) + `"}`, 413, "larger than 2097152 bytes"},
 		"nothing can be injected now":  {strings.Replace(good, `"name":"orders-1","namespace"`, `"annotations":{"ask":"later"},"name":"orders-1","namespace"`, 1), 503, "the injector is not ready: later"},
 		"arrays in arrays without end": {reviewOf(strings.Repeat("[", 20_000)), 400, "the body is no AdmissionReview"},
 	} {
@@ -187,39 +193,65 @@ func TestWhatIsNoPostOfJSON(t *testing.T) {
 	}
 }
 
-// TestMemoryOfReviewsIsLimited: who does not say how much comes counts for the most, and who finds no room waits and is
-// told when its time is over.
-func TestMemoryOfReviewsIsLimited(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		v := newReviewer(false)
-		ask := func(length int64) (int, time.Duration) {
-			ctx, cancel := context.WithTimeout(t.Context(), readTimeout)
-			defer cancel()
-			r := httptest.NewRequestWithContext(ctx, http.MethodPost, Path, strings.NewReader(reviewOf(podJSON)))
-			r.Header.Set("Content-Type", "application/json")
-			r.ContentLength = length
-			w, begin := httptest.NewRecorder(), time.Now()
+// TestWordsOfOthersAreCut: what a request says is in answer and log no longer than a line, without what a terminal obeys.
+func TestWordsOfOthersAreCut(t *testing.T) {
+	words := strings.Repeat(`\u001b[2J\n\u202eä`, 5000)
+	good := reviewOf(podJSON)
+	with := func(old, next string) string {
+		if !strings.Contains(good, old) {
+			t.Fatal(old)
+		}
+		return strings.Replace(good, old, next, 1)
+	}
+	for name, tc := range map[string]struct {
+		method, contentType, body string
+		code                      int
+	}{
+		"method":            {strings.Repeat("M", 30_000), "application/json", good, 405},
+		"content type":      {"POST", strings.Repeat("t", 30_000), good, 415},
+		"apiVersion":        {"POST", "application/json", with(`"admission.k8s.io/v1"`, `"`+words+`"`), 400},
+		"kind":              {"POST", "application/json", with(`"AdmissionReview"`, `"`+words+`"`), 400},
+		"uid":               {"POST", "application/json", with(`"u-1"`, `"`+words+`"`), 400},
+		"resource":          {"POST", "application/json", with(`"resource":"pods"`, `"resource":"`+words+`"`), 400},
+		"operation":         {"POST", "application/json", with(`"CREATE"`, `"`+words+`"`), 200},
+		"subresource":       {"POST", "application/json", with(`"operation"`, `"subResource":"`+words+`","operation"`), 200},
+		"namespace":         {"POST", "application/json", strings.Replace(with(`"namespace":"shop","name"`, `"namespace":"`+words+`","name"`), `"spec":{`, `"spec":{"hostNetwork":true,`, 1), 200},
+		"name":              {"POST", "application/json", with(`"name":"orders-1","operation"`, `"name":"`+words+`","operation"`), 200},
+		"name of the pod":   {"POST", "application/json", strings.Replace(with(`"name":"orders-1","operation"`, `"operation"`), `"orders-1"`, `"`+words+`"`, 1), 200},
+		"kind of object":    {"POST", "application/json", with(`"kind":"Pod","metadata"`, `"kind":"`+words+`","metadata"`), 400},
+		"a name twice":      {"POST", "application/json", with(`"spec":{`, `"metadata":{"labels":{"`+words+`":"","`+words+`":""}},"spec":{`), 400},
+		"what is no number": {"POST", "application/json", with(`"image":`, `"stdin":"`+words+`","image":`), 400},
+		"an annotation":     {"POST", "application/json", with(`"name":"orders-1","namespace":"shop"}`, `"annotations":{"ask":"echo","echo":"`+words+`"}}`), 200},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var log bytes.Buffer
+			v := newReviewer(false)
+			v.log = slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+			r := httptest.NewRequest("POST", Path, strings.NewReader(tc.body))
+			r.Method = tc.method
+			r.Header.Set("Content-Type", tc.contentType)
+			w := httptest.NewRecorder()
 			v.ServeHTTP(w, r)
-			return w.Code, time.Since(begin)
-		}
-		if err := v.memory.Acquire(t.Context(), maxMemory-maxBody); err != nil {
-			t.Fatal(err)
-		}
-		for _, length := range []int64{-1, maxBody, maxBody + 1, 1000} {
-			if code, waited := ask(length); code != 200 || waited != 0 {
-				t.Errorf("room for one, length %d: %d after %v", length, code, waited)
+			if w.Code != tc.code || w.Body.Len() > maxMessage+1000 {
+				t.Errorf("%d, %d bytes: %.300s", w.Code, w.Body.Len(), w.Body)
 			}
-		}
-		if err := v.memory.Acquire(t.Context(), 1); err != nil {
-			t.Fatal(err)
-		}
-		for length, want := range map[int64]int{-1: 503, maxBody: 503, maxBody + 1: 503, 1000: 200} {
-			if code, waited := ask(length); code != want || (code == 503) != (waited == readTimeout) {
-				t.Errorf("little room, length %d: %d after %v, want %d", length, code, waited, want)
+			if strings.ContainsFunc(strings.TrimSuffix(w.Body.String(), "\n"), unprintable) {
+				t.Errorf("answer %.300q", w.Body)
 			}
-		}
-	})
+			var said map[string]any
+			if err := json.Unmarshal(log.Bytes(), &said); err != nil { // one line
+				t.Fatalf("%v: %.300s", err, log.Bytes())
+			}
+			for key, value := range said {
+				if text, _ := value.(string); len(text) > maxMessage || strings.ContainsFunc(text, unprintable) {
+					t.Errorf("%s has %d bytes: %.300q", key, len(text), text)
+				}
+			}
+		})
+	}
 }
+
+func unprintable(r rune) bool { return !unicode.IsPrint(r) }
 
 func TestWarningsAreLimited(t *testing.T) {
 	var r admissionv1.AdmissionResponse
@@ -244,7 +276,8 @@ func FuzzReview(f *testing.F) {
 			}
 			return
 		}
-		var in, out admissionv1.AdmissionReview
+		var in review
+		var out admissionv1.AdmissionReview
 		if err := json.Unmarshal(w.Body.Bytes(), &out); err != nil || out.Response == nil {
 			t.Fatalf("%v: %q", err, w.Body)
 		}
@@ -258,12 +291,12 @@ func FuzzReview(f *testing.F) {
 		if err := json.Unmarshal(out.Response.Patch, &ops); err != nil {
 			t.Fatal(err)
 		}
-		patched, err := json.Marshal(apply(t, in.Request.Object.Raw, ops))
+		patched, err := json.Marshal(apply(t, in.Request.Object, ops))
 		if err != nil {
 			t.Fatal(err)
 		}
 		var before, got corev1.Pod
-		if err := errors.Join(unmarshal(in.Request.Object.Raw, &before), unmarshal(patched, &got)); err != nil {
+		if err := errors.Join(unmarshal(in.Request.Object, &before), unmarshal(patched, &got)); err != nil {
 			t.Fatal(err)
 		}
 		want, err := addSidecar(&before, in.Request.Namespace)

@@ -7,15 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/semaphore"
 
 	"sallyport/certs/apiserver"
 )
@@ -36,17 +35,21 @@ const (
 )
 
 const (
-	maxConns      = 256
-	maxStreams    = 100       // of a connection; the API server has few connections
-	maxUnread     = 256 << 10 // bytes of a connection that no handler has taken yet
-	maxHeader     = 64 << 10
+	maxConns      = 512       // of each listener
+	maxPeerConns  = 256       // of them, of one address: an API server that has none begins a burst with one for each review
+	maxStreams    = 100       // of a connection: what Go's clients take to be allowed until they are told
+	maxUnread     = 256 << 10 // bytes of a connection that no review has room for yet
+	streamUnread  = 64 << 10  // of them, of one stream: no less than what clients take to be allowed (65,535) until they are told
+	maxHeader     = 16 << 10
 	headerTimeout = 5 * time.Second
-	readTimeout   = 10 * time.Second // of a whole review; the API server waits no longer than 30 s for an answer
-	idleTimeout   = 2 * time.Minute
-	stopTimeout   = 10 * time.Second
-	settleTime    = time.Minute
-	bundleEvery   = 30 * time.Second
-	bundleRetry   = time.Second
+	readTimeout   = 10 * time.Second // of a whole request; of a review's body see bodyTimeout
+	// idleTimeout is short, as who is idle takes a connection from others. An API server would keep one for 90 s; it is told
+	// of the end (GOAWAY), and makes another.
+	idleTimeout = 30 * time.Second
+	stopTimeout = 10 * time.Second
+	settleTime  = time.Minute
+	bundleEvery = 30 * time.Second
+	bundleRetry = time.Second
 )
 
 // Options of New. Client, Namespace and Inject are needed.
@@ -141,28 +144,20 @@ func (s *Server) Run(ctx context.Context) error {
 	quiet := slog.NewLogLogger(s.opt.Logger.Handler(), slog.LevelDebug)
 	quiet.SetPrefix("https: ") // strangers' handshakes are no event
 	mux := http.NewServeMux()
-	mux.Handle(Path, http.TimeoutHandler(&reviewer{
-		inject: s.opt.Inject, allow: s.opt.Allow, log: s.opt.Logger, metrics: s.metrics, memory: semaphore.NewWeighted(maxMemory),
-	}, readTimeout, "sallyport injector: too slow"))
-	reviews := &http.Server{
-		Handler: mux, ErrorLog: quiet, MaxHeaderBytes: maxHeader,
-		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: 2 * readTimeout, IdleTimeout: idleTimeout,
-		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.keeper.certificate},
-		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: maxUnread, MaxReceiveBufferPerStream: maxUnread},
+	mux.Handle(Path, &reviewer{inject: s.opt.Inject, allow: s.opt.Allow, log: s.opt.Logger, metrics: s.metrics, room: newRoom()})
+	reviews, callers := bounded(mux, s.review, quiet)
+	reviews.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.keeper.certificate}
+	reviews.HTTP2 = &http.HTTP2Config{
+		MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: maxUnread, MaxReceiveBufferPerStream: streamUnread,
 	}
-	status := &http.Server{
-		Handler: s.statusHandler(), ErrorLog: quiet, MaxHeaderBytes: maxHeader,
-		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: readTimeout, IdleTimeout: idleTimeout,
-	}
+	status, watchers := bounded(s.statusHandler(), s.status, quiet)
 	// The keeper goes on while the last reviews are answered.
 	keeping, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { s.keeper.run(keeping, s.ready); return nil })
-	g.Go(func() error {
-		return ended(reviews.ServeTLS(netutil.LimitListener(s.review, maxConns), "", ""))
-	})
+	g.Go(func() error { return ended(reviews.ServeTLS(callers, "", "")) })
 	if s.status != nil {
-		g.Go(func() error { return ended(status.Serve(netutil.LimitListener(s.status, maxConns))) })
+		g.Go(func() error { return ended(status.Serve(watchers)) })
 	}
 	g.Go(func() error {
 		<-ctx.Done()
@@ -177,6 +172,17 @@ func (s *Server) Run(ctx context.Context) error {
 		return errors.Join(err, status.Shutdown(limit))
 	})
 	return g.Wait()
+}
+
+// bounded returns a server whose connections cannot be used up, nor kept for long, by those who have nothing to ask.
+func bounded(h http.Handler, l net.Listener, quiet *log.Logger) (*http.Server, *peers) {
+	s := &http.Server{
+		Handler: h, ErrorLog: quiet, MaxHeaderBytes: maxHeader,
+		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: 2 * readTimeout, IdleTimeout: idleTimeout,
+	}
+	p := newPeers(l, maxConns, maxPeerConns)
+	p.serve(s)
+	return s, p
 }
 
 func ended(err error) error {

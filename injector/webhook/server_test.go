@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -119,6 +121,29 @@ func TestServerAnswersReviewsOverHTTPS(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestOnePeerCannotTakeEveryConnection: it is as idle as an API server may be, on as many connections as it gets.
+func TestOnePeerCannotTakeEveryConnection(t *testing.T) {
+	s, client, _ := serve(t, Options{})
+	d := &tls.Dialer{NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}, Config: &tls.Config{InsecureSkipVerify: true}}
+	for range maxPeerConns {
+		c, err := d.DialContext(t.Context(), "tcp", s.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		io.WriteString(c, "GET / HTTP/1.1\r\nHost: injector\r\n\r\n")
+		if resp, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || resp.StatusCode != 404 {
+			t.Fatal(resp, err)
+		}
+	}
+	resp, err := client.Post("https://"+s.Addr().String()+Path, "application/json", strings.NewReader(reviewOf(podJSON)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	client.CloseIdleConnections()
 }
 
 type zeros struct{}
