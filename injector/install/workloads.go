@@ -121,6 +121,8 @@ func (o Options) injector() *appsv1.Deployment {
 			"--on-error=" + onError,
 			"--drain-time=" + strconv.Itoa(drain) + "s",
 		},
+		// Of 256Mi, of which reviews may take half.
+		Env:            []corev1.EnvVar{{Name: "GOMEMLIMIT", Value: "192MiB"}},
 		Ports:          []corev1.ContainerPort{port("https", portWebhook), port("status", portWebhookStatus)},
 		Resources:      resources("50m", "64Mi", "256Mi"),
 		ReadinessProbe: probe("/ready", "status"),

@@ -3,6 +3,7 @@ package manifest
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -140,6 +141,16 @@ func checkPorts(s string) error {
 	return nil
 }
 
+// quantityText is narrower than what ParseQuantity takes: "1e2147483647" would keep that busy for hours.
+var quantityText = regexp.MustCompile(`^[0-9.]{1,18}(m|k|[KMGTPE]i?)?$`)
+
+func quantity(text string) (resource.Quantity, error) {
+	if !quantityText.MatchString(text) {
+		return resource.Quantity{}, resource.ErrFormatWrong
+	}
+	return resource.ParseQuantity(text)
+}
+
 func (w *wishes) readResources(get func(string) string, fail func(string, string, ...any) error) error {
 	w.resources = corev1.ResourceRequirements{Requests: corev1.ResourceList{}, Limits: corev1.ResourceList{}}
 	for _, r := range []struct {
@@ -157,7 +168,7 @@ func (w *wishes) readResources(get func(string) string, fail func(string, string
 		if text == "" {
 			continue // CPU is not limited: a throttled sidecar throttles its application
 		}
-		q, err := resource.ParseQuantity(text)
+		q, err := quantity(text)
 		if err != nil || q.Sign() <= 0 {
 			return fail(r.name, "want a quantity such as 100m or 64Mi")
 		}

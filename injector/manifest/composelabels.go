@@ -228,7 +228,7 @@ func (w *composeWishes) readLimits(get func(string) string, fail func(string, st
 		if text == "" {
 			continue
 		}
-		q, err := resource.ParseQuantity(text)
+		q, err := quantity(text)
 		if err != nil || q.Sign() <= 0 {
 			return fail(r.label, "want a quantity such as 100m or 64Mi")
 		}

@@ -1,8 +1,11 @@
 package manifest
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
 	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -16,8 +19,10 @@ const (
 	// consulSecret is in the pod's namespace, where Consul asks for an ACL token.
 	consulSecret = "sallyport-consul"
 
-	tokenDir  = "/var/run/secrets/sallyport/token"
-	trustDir  = "/var/run/secrets/sallyport/trust"
+	tokenDir = "/var/run/secrets/sallyport/token"
+	trustDir = "/var/run/secrets/sallyport/trust"
+	// maxProbes is less than Linux takes as one variable of the environment (MAX_ARG_STRLEN).
+	maxProbes = 100 << 10
 	tokenLife = 3600 // seconds; the kubelet replaces it in time
 )
 
@@ -80,11 +85,14 @@ func proxyContainer(w *wishes, o Options, probes map[string]json.RawMessage) (co
 			LocalObjectReference: corev1.LocalObjectReference{Name: consulSecret}, Key: "token", Optional: to(true)}}})
 	}
 	if len(probes) > 0 {
-		text, err := json.Marshal(probes)
+		text, err := plainJSON(probes)
 		if err != nil {
 			return corev1.Container{}, err
 		}
-		env = append(env, corev1.EnvVar{Name: probesVariable, Value: escapeEnv(string(text))})
+		if len(text) > maxProbes {
+			return corev1.Container{}, fmt.Errorf("its probes and hooks are %d characters long as text, at most %d can be handed to the sidecar", len(text), maxProbes)
+		}
+		env = append(env, corev1.EnvVar{Name: probesVariable, Value: escapeEnv(text)})
 	}
 	security := &corev1.SecurityContext{
 		Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
@@ -110,6 +118,15 @@ func proxyContainer(w *wishes, o Options, probes map[string]json.RawMessage) (co
 		SecurityContext: security, Resources: w.resources,
 		VolumeMounts: []corev1.VolumeMount{{Name: tokenVolume, MountPath: tokenDir, ReadOnly: true}, {Name: trustVolume, MountPath: trustDir, ReadOnly: true}},
 	}, nil
+}
+
+// plainJSON does not escape "<", ">" and "&", which are no danger outside of a page and six times as long escaped.
+func plainJSON(v any) (string, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return strings.TrimSuffix(b.String(), "\n"), err
 }
 
 // tokens is the service account's token for the control plane: of its audience, bound to the pod, short-lived.

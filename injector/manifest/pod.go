@@ -117,7 +117,7 @@ func Inject(meta *metav1.ObjectMeta, spec *corev1.PodSpec, o Options) (Result, e
 		}
 	}
 	st.Resources = spec.Resources
-	text, err := json.Marshal(st)
+	text, err := plainJSON(st)
 	if err != nil {
 		return Result{}, err
 	}
@@ -133,7 +133,7 @@ func Inject(meta *metav1.ObjectMeta, spec *corev1.PodSpec, o Options) (Result, e
 	if meta.Annotations == nil {
 		meta.Annotations = map[string]string{}
 	}
-	meta.Annotations[AnnotationStatus] = string(text)
+	meta.Annotations[AnnotationStatus] = text
 	meta.Annotations[annotationBundle] = o.TrustBundle
 	return Result{Injected: true, Warnings: warnings}, nil
 }

@@ -73,12 +73,15 @@ func moveProbes(lists ...[]corev1.Container) (originals, probes map[string]json.
 				if err := a.resolve(c); err != nil {
 					return nil, nil, fmt.Errorf("container %s: %s: %w", c.Name, strings.TrimPrefix(h.path, probesPath+c.Name+"/"), err)
 				}
-				if originals[h.path], err = json.Marshal(original); err != nil {
+				was, err := plainJSON(original)
+				if err != nil {
 					return nil, nil, err
 				}
-				if probes[h.path], err = json.Marshal(a); err != nil {
+				now, err := plainJSON(a)
+				if err != nil {
 					return nil, nil, err
 				}
+				originals[h.path], probes[h.path] = json.RawMessage(was), json.RawMessage(now)
 				h.put(&corev1.HTTPGetAction{Path: h.path, Port: intstr.FromInt32(healthPort)}, nil, nil)
 			}
 		}
