@@ -61,6 +61,12 @@ type Options struct {
 	Health string
 	// Probes are made at the health port besides those of the environment.
 	Probes map[string]probe.Probe
+	// Held says that the ports of Mesh.Transparent and of Health are held by the process that started this one, by sockets
+	// of the same user that do not listen.
+	Held bool
+	// Progress, where set, is told what the process still waits for whenever that changes, and "" once it is ready. It is
+	// called on the goroutine of Run and must not block.
+	Progress func(reason string)
 	// Accelerate is for the hops between this process and applications of the same host.
 	Accelerate accelerate.Options
 	Log        *slog.Logger
@@ -128,6 +134,7 @@ type process struct {
 	state    *active.State
 	client   *ads.Client
 	started  time.Time
+	live     atomic.Bool // everything of the start is in force
 	draining atomic.Bool
 	quit     context.CancelFunc
 	spare    *accelerate.Accelerator // nil without
@@ -168,11 +175,12 @@ func Run(ctx context.Context, o Options) error {
 	if err := p.connect(ctx); err != nil {
 		return err
 	}
-	select {
-	case <-p.state.Ready():
+	if err := p.await(ctx); err != nil {
+		return err
+	}
+	if p.live.Load() {
 		p.log.Info("ready", "listeners", p.addresses(), "workers", len(p.workers))
 		newMemory().run(ctx)
-	case <-ctx.Done():
 	}
 	p.drain()
 	return nil
@@ -199,6 +207,7 @@ func (p *process) start() error {
 	p.clusters = upstream.NewRegistry(p.workers, p.metrics, p.log)
 	p.server = listener.NewServer(p.workers, p.clusters, p.metrics, p.log)
 	p.dns = dns.NewServer(p.log)
+	p.shareHeld()
 	p.logs = telemetry.NewLogs(p.log)
 	p.tracers = telemetry.NewTracers(func(ctx context.Context, cluster string) (net.Conn, error) {
 		return p.clusters.Dial(ctx, cluster)
@@ -402,12 +411,10 @@ func (p *process) status() string {
 	if p.draining.Load() {
 		return "DRAINING"
 	}
-	select {
-	case <-p.state.Ready():
+	if p.live.Load() {
 		return "LIVE"
-	default:
-		return "INITIALIZING"
 	}
+	return "INITIALIZING"
 }
 
 func (p *process) reason() string {
@@ -417,7 +424,12 @@ func (p *process) reason() string {
 	if s := p.client.Status(); !s.Connected && s.Error != "" {
 		return "no connection to the control plane: " + s.Error
 	}
-	return "waiting for the first configuration"
+	select {
+	case <-p.state.Ready():
+		return p.closed()
+	default:
+		return "waiting for the first configuration"
+	}
 }
 
 func (p *process) warnings() []string {

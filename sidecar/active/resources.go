@@ -215,9 +215,13 @@ func (s *State) listen(l *listening, compiled *config.Listener) error {
 		s.log.Error("a listener cannot be opened", "listener", compiled.Config.Name, "error", err)
 		// The next response with the same bytes tries again.
 		l.sum, l.body = 0, nil
+		if l.active == nil {
+			s.unopened[compiled.Config.Name] = err
+		}
 		return err
 	}
 	l.active = compiled
+	delete(s.unopened, compiled.Config.Name)
 	return nil
 }
 
@@ -225,6 +229,7 @@ func (s *State) removeListener(name string) {
 	l := s.listeners[name]
 	s.release(l.wait)
 	delete(s.listeners, name)
+	delete(s.unopened, name)
 	if l.active != nil {
 		s.publisher.RemoveListener(name)
 	}

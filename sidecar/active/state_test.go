@@ -308,11 +308,17 @@ func TestASocketThatCannotBeHadChangesNothing(t *testing.T) {
 	if len(refused) != 1 || refused[0].Err.Error() != `listener "l": 127.0.0.1:1: address already in use` {
 		t.Fatal(refused)
 	}
+	if err := s.Unopened("l"); err != e.bind {
+		t.Errorf("it has no socket because of %v", err)
+	}
 	e.bind = nil
 	accept(t, s, response(t, ads.ListenerType, true, plain("1")))
 	e.bind = errors.New("no")
 	if refused := s.Apply(response(t, ads.ListenerType, true, plain("2"))); len(refused) != 1 {
 		t.Error(refused)
+	}
+	if err := s.Unopened("l"); err != nil {
+		t.Errorf("the version before serves, and yet: %v", err)
 	}
 	e.bind = nil
 	e.take()

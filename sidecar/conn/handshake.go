@@ -50,7 +50,9 @@ type handshake struct {
 }
 
 var (
-	errAborted       = errors.New("connection closed during the handshake")
+	errAborted = errors.New("connection closed during the handshake")
+	// ErrSilent is how a connection ends whose client closes it without a ClientHello, as a health check of TCP does.
+	ErrSilent        = fmt.Errorf("TLS handshake: %w before the client said anything", io.EOF)
 	errHandshakeSize = errors.New("handshake is too long")
 )
 
@@ -243,7 +245,7 @@ func (s *secure) feedEOF() {
 	h := s.hs
 	h.eof = true
 	if !h.begun {
-		s.c.close(fmt.Errorf("TLS handshake: %w", io.EOF))
+		s.c.close(ErrSilent)
 		return
 	}
 	h.queue()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -80,6 +81,16 @@ func ListenFD(addr Address, o ListenOptions) (fd int, actual Address, err error)
 		actual.IP = localAddr(fd)
 	}
 	return fd, actual, nil
+}
+
+// Share is the Control of a net.ListenConfig for an address that somebody of the same user holds for us by a socket which
+// neither listens nor receives.
+func Share(_, _ string, c syscall.RawConn) error {
+	var err error
+	if failed := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) }); failed != nil {
+		return failed
+	}
+	return os.NewSyscallError("setsockopt SO_REUSEPORT", err)
 }
 
 type sockopt struct {

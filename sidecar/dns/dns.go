@@ -21,6 +21,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"sallyport/sidecar/conn"
 	"sallyport/sidecar/metric"
 )
 
@@ -95,6 +96,9 @@ const (
 
 // Server runs the DNS listeners of a process. Safe for concurrent use.
 type Server struct {
+	// Held says that the process which started this one holds the addresses for it; set before the first Apply.
+	Held bool
+
 	log       *slog.Logger
 	mu        sync.Mutex
 	open      map[string]*listener
@@ -128,7 +132,7 @@ func (s *Server) Apply(c *Config) error {
 	l := &listener{stub: stub{upstreams: s.upstreams, log: s.log}}
 	l.cfg.Store(c)
 	for _, a := range c.Addresses {
-		if err := l.bind(a); err != nil {
+		if err := l.bind(a, s.Held); err != nil {
 			l.close()
 			return fmt.Errorf("listener %q: %w", c.Name, err)
 		}
@@ -147,12 +151,16 @@ func (s *Server) Apply(c *Config) error {
 	return nil
 }
 
-func (l *listener) bind(a netip.AddrPort) error {
-	udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(a))
+func (l *listener) bind(a netip.AddrPort, held bool) error {
+	var open net.ListenConfig
+	if held {
+		open.Control = conn.Share
+	}
+	udp, err := open.ListenPacket(context.Background(), "udp", a.String())
 	if err != nil {
 		return fmt.Errorf("cannot listen on %s (UDP): %w", a, err)
 	}
-	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(a.Addr(), uint16(udp.LocalAddr().(*net.UDPAddr).Port))))
+	tcp, err := open.Listen(context.Background(), "tcp", netip.AddrPortFrom(a.Addr(), uint16(udp.LocalAddr().(*net.UDPAddr).Port)).String())
 	if err != nil {
 		udp.Close()
 		return fmt.Errorf("cannot listen on %s (TCP): %w", a, err)

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"net/netip"
 	"net/url"
 
@@ -301,7 +302,9 @@ func (k *connection) Closed(err error) {
 	st := k.local.parent.stats.At(k.Worker.ID())
 	if k.phase == handshaking && k.chain != nil && k.chain.TLS != nil {
 		st.Inc(statTLSFail)
-		k.local.parent.server.limitedLog("TLS handshake failed", "listener", k.cfg.Name, "remote", k.Remote, "error", err)
+		if !errors.Is(err, conn.ErrSilent) { // a health check, every second
+			k.local.parent.server.limitedLog("TLS handshake failed", "listener", k.cfg.Name, "remote", k.Remote, "error", err)
+		}
 	}
 	k.phase = closed
 	stop(k.timer)

@@ -55,6 +55,9 @@ type Server struct {
 	lastLog   atomic.Int64 // unix nanoseconds of the last rate-limited line
 	dropped   atomic.Int64
 
+	// Held are ports that the process which started this one holds for it: they are shared with that.
+	Held map[uint16]bool
+
 	virtual []virtual // one per worker
 	// origin asks the socket where the client meant to go; tests have no netfilter.
 	origin func(*conn.Conn) (netip.AddrPort, error)
@@ -169,7 +172,7 @@ func (s *Server) bind(a *active, cfg *Config, old *active) (fds [][]int, err err
 	}()
 	for _, addr := range cfg.Addresses {
 		opts := conn.ListenOptions{ReusePort: true, V6Only: !cfg.IPv4Compat, Backlog: cfg.Backlog, Transparent: cfg.Transparent, FreeBind: cfg.FreeBind}
-		if !s.holds(addr) && addr.Path == "" && addr.IP.Port() != 0 {
+		if !s.holds(addr) && addr.Path == "" && addr.IP.Port() != 0 && !s.Held[addr.IP.Port()] {
 			probe := opts
 			probe.ReusePort = false
 			fd, _, err := conn.ListenFD(addr, probe)

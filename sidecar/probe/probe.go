@@ -27,6 +27,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"sallyport/sidecar/conn"
 )
 
 // Environment is the variable that holds the application's probes.
@@ -169,6 +171,7 @@ type Options struct {
 	Probes  map[string]Probe // of the application
 	Ready   func() (ok bool) // of the sidecar
 	Reason  func() string    // why it is not
+	Held    bool             // the process that started this one holds the address for it
 	Log     *slog.Logger
 }
 
@@ -184,7 +187,11 @@ type Server struct {
 
 // Listen starts a server.
 func Listen(o Options) (*Server, error) {
-	l, err := net.Listen("tcp", o.Address)
+	var open net.ListenConfig
+	if o.Held {
+		open.Control = conn.Share
+	}
+	l, err := open.Listen(context.Background(), "tcp", o.Address)
 	if err != nil {
 		return nil, fmt.Errorf("--health-address %s: %w", o.Address, err)
 	}

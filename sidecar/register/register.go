@@ -1,8 +1,9 @@
 // Package register puts a service and its sidecar into Consul's catalog: the
 // service with a health check on the application, and a connect-proxy beside
 // it with a check on the mTLS port. It owns the two registrations from Run's
-// first success to its end. The sub-command `sidecar --consul` calls it, on an
-// ordinary goroutine; nothing on the data path waits for it.
+// first try to its end. The sub-command `sidecar --consul` calls it, on an
+// ordinary goroutine; nothing on the data path waits for it. Package injector/run
+// deregisters for a sidecar that could not.
 package register
 
 import (
@@ -53,22 +54,25 @@ const (
 	checkEvery = "1s"
 	goneAfter  = "1m" // Consul's least
 	lookEvery  = 10 * time.Second
+	// lastWord is how long each deregistration may take: the agent may be gone, too.
+	lastWord = 3 * time.Second
 )
 
 // Run registers, again and again until Consul takes it, registers anew when
 // the agent has lost that (it was replaced, or had given the instance up while
-// it was ill), and deregisters when ctx ends. It returns an error only where
-// Consul could never be asked, or the deregistration failed.
+// it was ill), and deregisters when ctx ends: also what it only tried to
+// register, for the agent may have taken it without our hearing of that. It
+// returns an error only where Consul could never be asked, or the
+// deregistration failed.
 func Run(ctx context.Context, o Options) error {
-	cfg := api.DefaultConfig()
-	cfg.Address, cfg.Token = o.Consul, o.Token
-	client, err := api.NewClient(cfg)
+	if ctx.Err() != nil {
+		return nil
+	}
+	client, err := o.client()
 	if err != nil {
-		return fmt.Errorf("address of the Consul agent %q: %w", o.Consul, err)
+		return err
 	}
-	if o.ID == "" {
-		o.ID = o.Service + "-" + strconv.Itoa(o.Port)
-	}
+	o.ID = o.id()
 	if o.Address == "" {
 		o.Address = "127.0.0.1"
 	}
@@ -82,16 +86,61 @@ func Run(ctx context.Context, o Options) error {
 		}
 		o.Meta[MetaNamespace] = o.Namespace
 	}
-	if !o.insist(ctx, client) {
-		return nil
+	if o.insist(ctx, client) {
+		o.Log.Info("registered in Consul", "service", o.Service, "id", o.ID)
+		o.keep(ctx, client)
 	}
-	o.Log.Info("registered in Consul", "service", o.Service, "id", o.ID)
-	o.keep(ctx, client)
-	// The context is over; the last words get a time of their own.
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
-	defer cancel()
-	q := (&api.QueryOptions{}).WithContext(end)
-	return errors.Join(client.Agent().ServiceDeregisterOpts(o.ID+proxySuffix, q), client.Agent().ServiceDeregisterOpts(o.ID, q))
+	return o.deregister(context.WithoutCancel(ctx), client) // ctx is over
+}
+
+// Deregister takes both registrations of an instance away, for one that cannot do it itself; that there are none is no
+// error. Of the options it needs the agent, and what the ID is made of.
+func Deregister(ctx context.Context, o Options) error {
+	client, err := o.client()
+	if err != nil {
+		return err
+	}
+	o.ID = o.id()
+	return o.deregister(ctx, client)
+}
+
+func (o *Options) client() (*api.Client, error) {
+	cfg := api.DefaultConfig()
+	cfg.Address, cfg.Token = o.Consul, o.Token
+	client, err := api.NewClient(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("address of the Consul agent %q: %w", o.Consul, err)
+	}
+	return client, nil
+}
+
+func (o *Options) id() string {
+	if o.ID != "" {
+		return o.ID
+	}
+	return o.Service + "-" + strconv.Itoa(o.Port)
+}
+
+// deregister takes the service away first: it is what others find. Each has a time of its own, so that a slow answer to
+// the one does not leave the other.
+func (o *Options) deregister(ctx context.Context, client *api.Client) error {
+	var errs []error
+	for _, id := range []string{o.ID, o.ID + proxySuffix} {
+		each, cancel := context.WithTimeout(ctx, lastWord)
+		err := client.Agent().ServiceDeregisterOpts(id, (&api.QueryOptions{}).WithContext(each))
+		cancel()
+		if unknown(err) {
+			err = nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// unknown says that the agent answers, and has no such service.
+func unknown(err error) bool {
+	var status api.StatusError
+	return errors.As(err, &status) && status.Code == http.StatusNotFound
 }
 
 // insist registers until Consul takes it; false: ctx ended before.
@@ -142,9 +191,7 @@ func (o *Options) lost(ctx context.Context, client *api.Client) bool {
 		ids = append(ids, o.ID+proxySuffix)
 	}
 	for _, id := range ids {
-		_, _, err := client.Agent().Service(id, (&api.QueryOptions{}).WithContext(ctx))
-		var status api.StatusError
-		if errors.As(err, &status) && status.Code == http.StatusNotFound {
+		if _, _, err := client.Agent().Service(id, (&api.QueryOptions{}).WithContext(ctx)); unknown(err) {
 			return true
 		}
 	}

@@ -1,0 +1,96 @@
+package sidecar
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// look is how often a start that is not ready yet looks at what is missing.
+const look = 50 * time.Millisecond
+
+// await returns when the process is ready, or ctx has ended. Of a transparent sidecar the listeners must be open that
+// redirection leads to: whoever else had those ports would be sent the application's plaintext. That one of them cannot be
+// opened is an error, and the end: the control plane will not send it again by itself, so the next try is the next start's.
+func (p *process) await(ctx context.Context) error {
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	ready, told := p.state.Ready(), ""
+	for {
+		select {
+		case <-ready:
+			ready = nil // from here on the ticker looks
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if ready == nil {
+			if err := p.unopened(); err != nil {
+				return err
+			}
+			if p.closed() == "" {
+				p.live.Store(true)
+				p.tell("")
+				return nil
+			}
+		}
+		if reason := p.reason(); reason != "" && reason != told {
+			told = reason
+			p.tell(reason)
+		}
+	}
+}
+
+func (p *process) tell(reason string) {
+	if p.o.Progress != nil {
+		p.o.Progress(reason)
+	}
+}
+
+// mustOpen are the listeners without which a transparent sidecar is none, by the names that the control plane gives them.
+// DNS is not among them: a mesh without a service has no name to answer.
+func (p *process) mustOpen() (names []string) {
+	if p.o.Mesh == nil || p.o.Mesh.Transparent == nil {
+		return nil
+	}
+	names = []string{"outbound"}
+	if p.o.Mesh.Port != 0 {
+		names = append(names, "inbound")
+	}
+	return names
+}
+
+// closed says which of them is not open; "": none.
+func (p *process) closed() string {
+	open := p.server.Addresses()
+	for _, name := range p.mustOpen() {
+		if len(open[name]) == 0 {
+			return fmt.Sprintf("the control plane has sent no listener %q that could be used", name)
+		}
+	}
+	return ""
+}
+
+// unopened is why one of them, or the resolver, could not be opened.
+func (p *process) unopened() error {
+	names := p.mustOpen()
+	if names == nil {
+		return nil
+	}
+	for _, name := range append(names, "dns") {
+		if err := p.state.Unopened(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// shareHeld tells the listeners which ports are held for them.
+func (p *process) shareHeld() {
+	if !p.o.Held || p.o.Mesh == nil || p.o.Mesh.Transparent == nil {
+		return
+	}
+	t := p.o.Mesh.Transparent
+	p.server.Held = map[uint16]bool{uint16(t.Outbound): true, uint16(t.Inbound): true}
+	p.dns.Held = true
+}
