@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -19,7 +20,8 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// What is ignored from the start, by nohup or a shell's "&", stays so.
+	ctx, stop := signal.NotifyContext(context.Background(), slices.DeleteFunc([]os.Signal{os.Interrupt, syscall.SIGTERM}, signal.Ignored)...)
 	err := root().ExecuteContext(ctx)
 	stop()
 	var exit *run.Exit

@@ -75,8 +75,9 @@ func runCommand() *cobra.Command {
 	fs.StringVar(&address, "address", "", "IP under which others reach this host (default: that of the route to the control plane)")
 	fs.StringVar(&o.ControlPlane, "control-plane", "", "HOST:PORT of the control plane")
 	fs.StringVar(&o.Token, "token", "", "one-time join token (sallyport token create)")
-	for name, usage := range map[string]string{"token-file": "file that holds the join token", "ca-bundle": "PEM of the trust bundle",
-		"trust-domain": "trust domain of the mesh", "identity": "where the identity comes from: HOST:PORT or unix:///PATH (default: the control plane)"} {
+	fs.StringVar(&o.TokenFile, "token-file", "", "file that holds the join token")
+	fs.StringVar(&o.BundleFile, "ca-bundle", "", "PEM of the trust bundle")
+	for name, usage := range map[string]string{"trust-domain": "trust domain of the mesh", "identity": "where the identity comes from: HOST:PORT or unix:///PATH (default: the control plane)"} {
 		fs.String(name, "", usage)
 		join = append(join, name)
 	}

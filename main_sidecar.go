@@ -8,8 +8,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,6 +20,7 @@ import (
 
 	"sallyport/certs"
 	"sallyport/certs/source"
+	"sallyport/injector/run"
 	"sallyport/sidecar"
 	"sallyport/sidecar/accelerate"
 	"sallyport/sidecar/probe"
@@ -162,6 +165,9 @@ func (f *meshFlags) run(ctx context.Context, o sidecar.Options) error {
 	joinCtx, cancel := context.WithTimeout(ctx, f.wait)
 	defer cancel()
 	src, err := source.Join(joinCtx, f.join)
+	if err != nil && ctx.Err() != nil {
+		return nil // told to end before there was anything to do
+	}
 	if err != nil {
 		return err
 	}
@@ -176,7 +182,7 @@ func sidecarCommand() *cobra.Command {
 	m := meshFlags{mesh: sidecar.Mesh{Kind: "sidecar"}}
 	var r register.Options
 	var t sidecar.Transparent
-	var transparent bool
+	var transparent, byRun bool
 	var inboundMode string
 	c := &cobra.Command{
 		Use:   "sidecar -c FILE | --service NAME --port PORT --control-plane HOST:PORT",
@@ -186,6 +192,8 @@ func sidecarCommand() *cobra.Command {
 			if err := f.finish(c.Flags()); err != nil {
 				return err
 			}
+			// A reader of our log that goes away must not take the data plane with it.
+			signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 			switch {
 			case m.mesh.Service == "" && f.mode == "validate":
 				return sidecar.Validate(f.o, os.Stdout)
@@ -210,15 +218,26 @@ func sidecarCommand() *cobra.Command {
 					m.mesh.Listen = netip.AddrPortFrom(a, uint16(t.Inbound)).String()
 				}
 			}
+			ctx, start := c.Context(), f.whenReady()
+			if byRun {
+				line, err := run.TakeLine()
+				if err != nil {
+					return err
+				}
+				var cancel context.CancelFunc
+				ctx, cancel = line.Context(context.WithoutCancel(ctx))
+				defer cancel()
+				f.o.Held, f.o.Progress, start = true, line.Progress, line.Redirected()
+			}
 			if r.Consul == "" {
-				return m.run(c.Context(), f.o)
+				return m.run(ctx, f.o)
 			}
 			if f.o.Health != "" {
 				if err := checkThroughHealth(&r, &m.mesh, &f.o); err != nil {
 					return err
 				}
 			}
-			return registered(c.Context(), &r, &m, f.o)
+			return registered(ctx, start, &r, &m, f.o)
 		},
 	}
 	fs := c.Flags()
@@ -235,11 +254,24 @@ func sidecarCommand() *cobra.Command {
 	fs.IntVar(&t.DNS, "dns-port", 15053, "of --transparent: where DNS is redirected to; 0 for none")
 	fs.StringVar(&inboundMode, "inbound-mode", "redirect", "of --transparent: redirect, or tproxy (needs CAP_NET_ADMIN)")
 	fs.StringVar(&f.o.Health, "health-address", "", "IP:PORT of the health port: /healthz/ready, and the application's probes of $"+probe.Environment)
+	fs.BoolVar(&byRun, "by-run", false, "")
+	_ = fs.MarkHidden("by-run") // it exists: made just now
 	fs.StringVar(&r.Consul, "consul", "", "URL of a Consul agent to register the service with")
 	fs.StringVar(&r.Health, "health", "", "path of Consul's HTTP check on the application (default: a TCP check)")
 	fs.StringArrayVar(&r.Tags, "tag", nil, "tag of the registration; may be repeated")
 	fs.StringToStringVar(&r.Meta, "meta", nil, "metadata of the registration, as in version=v2")
 	return c
+}
+
+// whenReady returns what is closed when the sidecar is.
+func (f *sidecarFlags) whenReady() <-chan struct{} {
+	ready := make(chan struct{})
+	f.o.Progress = func(reason string) {
+		if reason == "" {
+			close(ready)
+		}
+	}
+	return ready
 }
 
 // checkThroughHealth points Consul's check of the application at the health port: redirection would lead it to the
@@ -253,9 +285,13 @@ func checkThroughHealth(r *register.Options, m *sidecar.Mesh, o *sidecar.Options
 	if err != nil {
 		return fmt.Errorf("--health-address %q: want IP:PORT, or :PORT for all addresses", o.Health)
 	}
-	p := probe.Probe{TCP: &probe.TCPSocket{Port: int32(m.Port), Host: "127.0.0.1"}}
+	host := "127.0.0.1"
+	if m.Transparent != nil && m.Transparent.TProxy {
+		host = "" // the address at which the check comes in: the application listens on the one that its clients dial
+	}
+	p := probe.Probe{TCP: &probe.TCPSocket{Port: int32(m.Port), Host: host}}
 	if r.Health != "" {
-		p = probe.Probe{HTTP: &probe.HTTPGet{Path: r.Health, Port: int32(m.Port), Host: "127.0.0.1"}}
+		p = probe.Probe{HTTP: &probe.HTTPGet{Path: r.Health, Port: int32(m.Port), Host: host}}
 	}
 	const path = probe.Prefix + "consul"
 	o.Probes = map[string]probe.Probe{path: p}
@@ -263,8 +299,9 @@ func checkThroughHealth(r *register.Options, m *sidecar.Mesh, o *sidecar.Options
 	return nil
 }
 
-// registered runs the sidecar while its service is registered in Consul.
-func registered(ctx context.Context, r *register.Options, m *meshFlags, o sidecar.Options) error {
+// registered runs the sidecar while its service is registered in Consul, which begins with start: not before the sidecar
+// can take what others send.
+func registered(ctx context.Context, start <-chan struct{}, r *register.Options, m *meshFlags, o sidecar.Options) error {
 	listen, err := netip.ParseAddrPort(m.mesh.Listen)
 	if err != nil {
 		return errors.New("--consul needs --listen IP:PORT: the address of the sidecar that is registered")
@@ -279,7 +316,12 @@ func registered(ctx context.Context, r *register.Options, m *meshFlags, o sideca
 	done := make(chan error, 1)
 	go func() {
 		defer end()
-		done <- register.Run(registration, *r)
+		select {
+		case <-start:
+			done <- register.Run(registration, *r)
+		case <-registration.Done():
+			done <- nil
+		}
 	}()
 	err = m.run(serve, o)
 	stop()

@@ -22,10 +22,14 @@ import (
 	"sallyport/integration/harness"
 )
 
-// relay is an application that asks for the URL that it is asked for, and says what it got.
+// relay is an application on a port, or IP:PORT, that asks for the URL that it is asked for, and says what it got.
 var relay = harness.Program("relay", func(args []string) int {
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	s := &http.Server{Addr: ":" + args[0], ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	at := args[0]
+	if !strings.Contains(at, ":") {
+		at = ":" + at
+	}
+	s := &http.Server{Addr: at, ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a, err := client.Get(r.FormValue("to"))
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
@@ -323,7 +327,7 @@ func TestRunEndsAsTheCommandEnds(t *testing.T) {
 		{"a capture that is none", append([]string{bin}, with("--capture", "all", "--", "true")...), 1, "must be cgroup, namespace or none"},
 		{"registration without a port", append([]string{bin}, with("--consul", "http://127.0.0.1:1", "--", "true")...), 1, "without --port"},
 		{"a user that is none", append([]string{bin}, with("--user", "nobody-of-that-name", "--", "true")...), 1, "no such user"},
-		{"the sidecar's user", append([]string{bin}, with("--user", "1337", "--", "true")...), 1, "the user of the sidecar"},
+		{"the sidecar's user", append([]string{bin}, with("--user", "1337", "--", "true")...), 1, "that of the sidecar"},
 		{"no token", append([]string{bin}, with("--", "true")...), 1, "sallyport token create"},
 		{"no control plane there", []string{bin, "run", "--service", "x", "--state", w.state, "--control-plane", dead.Addr().String(), "--wait", "1s", "--token", w.control.Token("--service", "x"), "--", "true"}, 1, dead.Addr().String()},
 	} {
@@ -373,68 +377,17 @@ func TestRunAsTheFirstProcessOfAContainer(t *testing.T) {
 // TestRunInATerminal: to an interactive shell, run with its command is one job.
 func TestRunInATerminal(t *testing.T) {
 	w := newWorkshop(t)
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer master.Close()
-	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	slave, err := os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|syscall.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer slave.Close()
 	c := w.args("batch", append(w.token("batch"), "--capture", "none", "--port", "8080"),
 		harness.Command{Path: "sh", Args: []string{"-c", `trap 'echo interrupted; exit 4' INT; echo started as $$ of $PPID; while :; do sleep 0.05; done`}})
-	cmd := exec.Command("bash", append([]string{"--norc", "-i", "-s", c.Path}, c.Args...)...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Pdeathsig: syscall.SIGKILL}
-	w.machine.Do(cmd.Start)
-	defer cmd.Process.Kill()
-	var mu sync.Mutex
-	var screen strings.Builder
-	go func() {
-		b := make([]byte, 4096)
-		for {
-			n, err := master.Read(b)
-			if err != nil {
-				return
-			}
-			mu.Lock()
-			screen.Write(b[:n])
-			mu.Unlock()
-		}
-	}()
-	shows := func(text string) func() error {
-		return func() error {
-			mu.Lock()
-			defer mu.Unlock()
-			if !strings.Contains(screen.String(), text) {
-				return fmt.Errorf("the terminal shows %q, want %q", screen.String(), text)
-			}
-			return nil
-		}
-	}
-	types := func(text string) {
-		t.Helper()
-		if _, err := master.WriteString(text); err != nil {
-			t.Fatal(err)
-		}
-	}
+	term := newTerminal(t)
+	term.start(w.machine, "bash", append([]string{"--norc", "-i", "-s", c.Path}, c.Args...)...)
+	shows, types := term.shows, term.types
 	types("\"$@\"\n")
 	var command, parent int
 	w.eventually("the command", func() error {
-		mu.Lock()
-		defer mu.Unlock()
-		_, after, _ := strings.Cut(screen.String(), "started as ")
+		_, after, _ := strings.Cut(term.text(), "started as ")
 		if _, err := fmt.Sscanf(after, "%d of %d\r\n", &command, &parent); err != nil {
-			return fmt.Errorf("the terminal shows %q: %w", screen.String(), err)
+			return fmt.Errorf("the terminal shows %q: %w", term.text(), err)
 		}
 		return nil
 	})
@@ -462,7 +415,7 @@ func TestRunInATerminal(t *testing.T) {
 	w.eventually("both go on", func() error { return both(false) })
 	types("fg\n")
 	w.eventually("it has the terminal again", func() error {
-		if owner, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPGRP); err != nil || owner != command {
+		if owner, err := unix.IoctlGetInt(int(term.master.Fd()), unix.TIOCGPGRP); err != nil || owner != command {
 			return fmt.Errorf("process group %d has the terminal, want %d, %v", owner, command, err)
 		}
 		return nil
@@ -471,9 +424,118 @@ func TestRunInATerminal(t *testing.T) {
 	w.eventually("its end", shows("interrupted\r\n"))
 	types("echo ended with $?\n")
 	w.eventually("its status", shows("ended with 4"))
-	mu.Lock()
-	defer mu.Unlock()
-	if n := strings.Count(screen.String(), "interrupted\r\n"); n != 1 {
-		t.Errorf("Ctrl-C reached the command %d times: %q", n, screen.String())
+	if n := strings.Count(term.text(), "interrupted\r\n"); n != 1 {
+		t.Errorf("Ctrl-C reached the command %d times: %q", n, term.text())
+	}
+	// With its input from elsewhere the command is in no foreground, and yet of the same job.
+	types("\"$@\" </dev/null\n")
+	w.eventually("the command", func() error {
+		all := strings.Split(term.text(), "started as ")
+		if _, err := fmt.Sscanf(all[len(all)-1], "%d of %d\r\n", &command, &parent); err != nil || len(all) != 3 {
+			return fmt.Errorf("the terminal shows %q: %w", term.text(), err)
+		}
+		return nil
+	})
+	types("\x1a")
+	w.eventually("both are stopped", func() error { return both(true) })
+	types("fg\n")
+	w.eventually("both go on", func() error { return both(false) })
+	types("\x03")
+	types("echo and then with $?\n")
+	w.eventually("its status", shows("and then with 4"))
+	if n := strings.Count(term.text(), "interrupted\r\n"); n != 2 {
+		t.Errorf("Ctrl-C reached the command %d times: %q", n-1, term.text())
+	}
+}
+
+// TestRunInATerminalWithoutAShell: Ctrl-Z must not stop what nobody could let go on.
+func TestRunInATerminalWithoutAShell(t *testing.T) {
+	w := newWorkshop(t)
+	c := w.args("batch", append(w.token("batch"), "--capture", "none", "--port", "8080"),
+		sh(`trap 'echo goes on; exit 4' CONT; echo started; while :; do sleep 0.05; done`))
+	term := newTerminal(t)
+	cmd := term.start(w.machine, c.Path, c.Args...)
+	w.eventually("the command", term.shows("started\r\n"))
+	term.types("\x1a")
+	w.eventually("it goes on", term.shows("goes on\r\n"))
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 4 {
+		t.Errorf("%v, want exit status 4", err)
+	}
+}
+
+// terminal is one with its screen.
+type terminal struct {
+	t             *testing.T
+	master, slave *os.File
+	mu            sync.Mutex
+	screen        strings.Builder
+}
+
+func newTerminal(t *testing.T) *terminal {
+	t.Helper()
+	term := &terminal{t: t}
+	var err error
+	open := func(path string) (f *os.File) {
+		if f, err = os.OpenFile(path, os.O_RDWR|syscall.O_NOCTTY, 0); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	term.master = open("/dev/ptmx")
+	if err := unix.IoctlSetPointerInt(int(term.master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(term.master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	term.slave = open("/dev/pts/" + strconv.Itoa(n))
+	go func() {
+		b := make([]byte, 4096)
+		for {
+			n, err := term.master.Read(b)
+			if err != nil {
+				return
+			}
+			term.mu.Lock()
+			term.screen.Write(b[:n])
+			term.mu.Unlock()
+		}
+	}()
+	return term
+}
+
+// start starts a program as the first of the terminal's session. It ends with the test.
+func (term *terminal) start(h *harness.Host, path string, args ...string) *exec.Cmd {
+	term.t.Helper()
+	cmd := exec.Command(path, args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = term.slave, term.slave, term.slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Pdeathsig: syscall.SIGKILL}
+	h.Do(cmd.Start)
+	term.t.Cleanup(func() { _ = cmd.Process.Kill() })
+	return cmd
+}
+
+func (term *terminal) text() string {
+	term.mu.Lock()
+	defer term.mu.Unlock()
+	return term.screen.String()
+}
+
+func (term *terminal) shows(text string) func() error {
+	return func() error {
+		if all := term.text(); !strings.Contains(all, text) {
+			return fmt.Errorf("the terminal shows %q, want %q", all, text)
+		}
+		return nil
+	}
+}
+
+func (term *terminal) types(text string) {
+	term.t.Helper()
+	if _, err := term.master.WriteString(text); err != nil {
+		term.t.Fatal(err)
 	}
 }

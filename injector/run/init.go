@@ -12,7 +12,7 @@ import (
 // others when it ends. Signals go to the child; the error is its status, as an *Exit.
 func AsInit() error {
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, passedOn...)
+	signal.Notify(signals, heeded(passedOn)...)
 	defer signal.Stop(signals)
 	self, err := os.Executable()
 	if err != nil {

@@ -4,13 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"os/user"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"sallyport/injector/redirect"
@@ -38,8 +42,9 @@ type Options struct {
 	ControlPlane string // HOST:PORT
 	// Join are the flags by which the sidecar gets its identity, handed on as they are.
 	Join []string
-	// Token is a join token; it goes to the sidecar in a file, because arguments are for everybody to see.
-	Token string
+	// Token is a join token; it goes to the sidecar in a file, because arguments are for everybody to see. TokenFile and
+	// BundleFile are read as the user that we are, whom they may be for alone.
+	Token, TokenFile, BundleFile string
 
 	Consul string   // URL of the agent that the service is registered with; "": it is not
 	Check  string   // of the registration: "tcp", or the path of an HTTP check
@@ -67,6 +72,8 @@ type Options struct {
 	Executable string
 	// StateDir holds the folders of all names; "" is /run/sallyport.
 	StateDir string
+
+	here bool // Address is one of this host's
 }
 
 // Exit is the status with which the process shall end: the application's own, or that of a shell which cannot start it.
@@ -100,6 +107,9 @@ func (o *Options) check() error {
 	}
 	if _, _, err := net.SplitHostPort(o.ControlPlane); err != nil {
 		return usage("--control-plane %q: want HOST:PORT", o.ControlPlane)
+	}
+	if o.Token != "" && o.TokenFile != "" {
+		return errors.New("--token and --token-file exclude each other")
 	}
 	if o.Port < 0 || o.Port > 65535 {
 		return usage("--port %d: must be 1 to 65535, or 0 for an application that only calls", o.Port)
@@ -143,6 +153,36 @@ func (o *Options) check() error {
 	return nil
 }
 
+// checkUsers finds out whether the two processes may be who they are to be.
+func (o *Options) checkUsers() error {
+	uid := uint32(os.Geteuid())
+	if o.User != "" {
+		c, err := lookup(o.User)
+		if err != nil {
+			return err
+		}
+		uid = c.uid
+	}
+	if uid == o.SidecarUID {
+		return fmt.Errorf("the command would run as user %d, which is that of the sidecar, whose traffic is not redirected; give one of them another (--user, --sidecar-uid)", uid)
+	}
+	st, err := os.Stat(o.Executable)
+	if err != nil {
+		return err
+	}
+	may := fs.FileMode(0o001)
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok && sys.Uid == o.SidecarUID {
+		may = 0o100
+	} else if ok && sys.Gid == o.SidecarUID {
+		may = 0o010
+	}
+	if o.SidecarUID != 0 && st.Mode()&may == 0 {
+		path, _ := filepath.EvalSymlinks(o.Executable)
+		return fmt.Errorf("%s (%v) may not be executed by user %d, the sidecar's: chmod o+x it", path, st.Mode(), o.SidecarUID)
+	}
+	return nil
+}
+
 // address finds out how others reach this host.
 func (o *Options) address() error {
 	if o.Address.IsValid() {
@@ -155,38 +195,6 @@ func (o *Options) address() error {
 	}
 	defer c.Close()
 	o.Address = c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
-	return nil
-}
-
-// ports chooses those that are 0.
-func (o *Options) ports() error {
-	r := &o.Redirect
-	if o.Capture != Cgroup {
-		for p, usual := range map[*uint16]uint16{&r.OutboundPort: redirect.DefaultOutboundPort, &r.InboundPort: redirect.DefaultInboundPort,
-			&r.DNSPort: redirect.DefaultDNSPort, &r.HealthPort: redirect.DefaultHealthPort} {
-			if *p == 0 {
-				*p = usual
-			}
-		}
-		return nil
-	}
-	// All stay open until each has its own: a port is free for UDP too, because one is for DNS.
-	for _, p := range []*uint16{&r.OutboundPort, &r.InboundPort, &r.DNSPort, &r.HealthPort} {
-		if *p != 0 {
-			continue
-		}
-		l, err := net.ListenTCP("tcp", &net.TCPAddr{})
-		if err != nil {
-			return fmt.Errorf("no free port for the sidecar: %w", err)
-		}
-		defer l.Close()
-		*p = uint16(l.Addr().(*net.TCPAddr).Port)
-		u, err := net.ListenUDP("udp", &net.UDPAddr{Port: int(*p)})
-		if err != nil {
-			return fmt.Errorf("port %d is free for TCP and not for UDP: %w; choose the ports by --outbound-port, --inbound-port, --dns-port and --health-port", *p, err)
-		}
-		defer u.Close()
-	}
 	return nil
 }
 

@@ -3,8 +3,10 @@ package run
 import (
 	"errors"
 	"net/netip"
+	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,8 +16,21 @@ import (
 )
 
 func valid() Options {
-	return Options{Service: "orders", Port: 8080, ControlPlane: "127.0.0.1:15010", Check: "tcp", Wait: time.Second, SidecarUID: 1337, Command: []string{"true"},
+	return Options{Service: "orders", Port: 8080, ControlPlane: "127.0.0.1:15010", Check: "tcp", Wait: time.Second, SidecarUID: uint32(os.Geteuid()), Command: []string{"true"},
 		Address: netip.MustParseAddr("192.0.2.1")}
+}
+
+// hold chooses and holds the ports until the test ends.
+func hold(t *testing.T, o *Options) {
+	t.Helper()
+	if err := o.check(); err != nil {
+		t.Fatal(err)
+	}
+	h, err := o.hold()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(h.close)
 }
 
 func TestRules(t *testing.T) {
@@ -25,7 +40,7 @@ func TestRules(t *testing.T) {
 		want   string
 		not    string
 	}{
-		{"a process tree", func(*Options) {}, "name=orders cgroup=/a/b inbound-mode=redirect include-inbound-ports=8080 sidecar-uid=1337", ""},
+		{"a process tree", func(*Options) {}, "name=orders cgroup=/a/b inbound-mode=redirect include-inbound-ports=8080 sidecar-uid=" + strconv.Itoa(os.Geteuid()), ""},
 		{"TPROXY", func(o *Options) { o.InboundMode = redirect.TProxy }, "inbound-mode=tproxy", ""},
 		{"ports of its own choice", func(o *Options) { o.Redirect.IncludeInboundPorts = []redirect.PortRange{redirect.Port(9090)} }, "include-inbound-ports=9090", "8080"},
 		{"it only calls", func(o *Options) { o.Port = 0 }, "inbound-mode=off", "include-inbound-ports"},
@@ -33,9 +48,7 @@ func TestRules(t *testing.T) {
 	} {
 		o := valid()
 		c.change(&o)
-		if err := errors.Join(o.check(), o.ports()); err != nil {
-			t.Fatalf("%s: %v", c.name, err)
-		}
+		hold(t, &o)
 		cgroup := ""
 		if o.Capture == Cgroup {
 			cgroup = "/a/b"
@@ -60,9 +73,7 @@ func TestRules(t *testing.T) {
 // TestPortsDiffer: two sidecars of one machine must not want the same.
 func TestPortsDiffer(t *testing.T) {
 	o := valid()
-	if err := errors.Join(o.check(), o.ports()); err != nil {
-		t.Fatal(err)
-	}
+	hold(t, &o)
 	ports := []uint16{o.Redirect.OutboundPort, o.Redirect.InboundPort, o.Redirect.DNSPort, o.Redirect.HealthPort}
 	slices.Sort(ports)
 	if ports[0] == 0 || len(slices.Compact(ports)) != 4 {
@@ -97,6 +108,48 @@ func TestLookup(t *testing.T) {
 	for _, in := range []string{"", "no-such-user", "0:no-such-group", "-1", "4294967296"} {
 		if c, err := lookup(in); err == nil {
 			t.Errorf("%q: %+v", in, c)
+		}
+	}
+}
+
+// TestWhoGetsWhichEnvironment: the agent's token is not for the command, and the command's own is not for the sidecar.
+func TestWhoGetsWhichEnvironment(t *testing.T) {
+	t.Setenv(consulToken, "secret")
+	t.Setenv("LD_PRELOAD", "")
+	t.Setenv("http_proxy", "http://x")
+	has := func(env []string, name string) bool {
+		return slices.ContainsFunc(env, func(v string) bool { return strings.HasPrefix(v, name+"=") })
+	}
+	env := sidecarEnv(os.Environ())
+	if !has(env, consulToken) || !has(env, "PATH") || has(env, "http_proxy") || has(env, "LD_PRELOAD") || has(env, "HOME") {
+		t.Errorf("the sidecar's: %q", env)
+	}
+	for consul, want := range map[string]bool{"": true, "http://127.0.0.1:8500": false} {
+		o := valid()
+		o.Consul = consul
+		cmd, err := command(&o, "/bin/true")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if has(cmd.Env, consulToken) != want || !has(cmd.Env, "http_proxy") {
+			t.Errorf("the command's with --consul %q: %q", consul, cmd.Env)
+		}
+	}
+}
+
+func TestUsers(t *testing.T) {
+	for _, c := range []struct {
+		user    string
+		sidecar uint32
+		bad     bool
+	}{{"", uint32(os.Geteuid()), true}, {"0", 0, true}, {"4711", 4711, true}, {"4711", 4712, false}} {
+		o := valid()
+		if err := o.check(); err != nil {
+			t.Fatal(err)
+		}
+		o.User, o.SidecarUID, o.Executable = c.user, c.sidecar, "/bin/sh"
+		if err := o.checkUsers(); (err != nil) != c.bad {
+			t.Errorf("command %q, sidecar %d: %v", c.user, c.sidecar, err)
 		}
 	}
 }

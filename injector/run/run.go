@@ -3,15 +3,16 @@ package run
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"os/signal"
 	"runtime"
 	"strconv"
+	"syscall"
 	"time"
 
 	"sallyport/injector/redirect"
+	"sallyport/sidecar/register"
 )
 
 // Run runs the command with its sidecar to its end. The error is an *Exit where the process shall end with a status of
@@ -28,51 +29,49 @@ func Run(ctx context.Context, o Options) error {
 		return errors.New("run must be started as root: it redirects traffic (CAP_NET_ADMIN) and starts the sidecar as a user of its own; " +
 			"--user gives the command yours")
 	}
-	if o.User != "" {
-		c, err := lookup(o.User)
-		if err != nil {
-			return err
-		}
-		if c.uid == o.SidecarUID {
-			return fmt.Errorf("--user %s: that is the user of the sidecar, whose traffic is not redirected; give one of them another (--sidecar-uid)", o.User)
-		}
-	}
-	if err := errors.Join(o.address(), o.ports()); err != nil {
+	if err := o.checkUsers(); err != nil {
 		return err
 	}
+	// A reader of our log that goes away must not end us with the rules in force. Not ignored, which children inherit: only
+	// not deadly (os/signal, SIGPIPE).
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	ctx, ending := endBySignal(ctx)
 	// Both processes are told to die with the thread that starts them (PR_SET_PDEATHSIG), so that must not end.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	p, err := take(&o)
 	if err != nil {
-		return err
+		return ending.status(err)
 	}
 	defer p.leave()
-	return o.inPlace(ctx, p, path)
+	return ending.status(o.inPlace(ctx, p, path, ending))
 }
 
 // inPlace goes on once the name is ours.
-func (o *Options) inPlace(ctx context.Context, p *place, path string) error {
-	if o.Capture == Cgroup {
-		if err := p.makeCgroup(o); err != nil {
-			return err
-		}
-		defer p.removeCgroup(o)
-	}
-	rules := o.rules(p.cgroup)
-	lift := func() error { return redirect.Cleanup(rules.Name) }
-	apply := func() error { return redirect.Apply(rules) }
-	if o.Capture == None {
-		lift, apply = func() error { return nil }, func() error { return nil }
-	} else if err := lift(); err != nil { // of a run that was killed
+func (o *Options) inPlace(ctx context.Context, p *place, path string, ending *ending) error {
+	// Before anything is looked up: of the rules of a whole namespace that a crash has left, those for DNS lead nowhere.
+	if err := p.clear(o); err != nil {
 		return err
 	}
-	if _, err := redirect.Plan(rules); err != nil && o.Capture != None {
+	if err := o.address(); err != nil {
 		return err
 	}
-	// From here on signals are the application's; before it is started they end what has begun.
+	ports, err := o.hold()
+	if err != nil {
+		return err
+	}
+	defer ports.close()
+	if err := p.makeCgroup(o); err != nil {
+		return err
+	}
+	defer p.removeCgroup(o)
+	lift, apply, err := o.redirection(p)
+	if err != nil {
+		return err
+	}
+	// From here on signals are the application's.
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, passedOn...)
+	signal.Notify(signals, heeded(passedOn)...)
 	defer signal.Stop(signals)
 	sidecar, err := newProxy(o, p)
 	if err != nil {
@@ -81,7 +80,12 @@ func (o *Options) inPlace(ctx context.Context, p *place, path string) error {
 	if err := sidecar.start(); err != nil {
 		return err
 	}
-	if err := sidecar.ready(ctx); err != nil {
+	err = sidecar.ready(ctx)
+	switch {
+	case ctx.Err() != nil:
+		sidecar.kill() // it serves nobody yet, and would only complain of what it could not finish
+		return ctx.Err()
+	case err != nil:
 		sidecar.end()
 		return err
 	}
@@ -89,9 +93,13 @@ func (o *Options) inPlace(ctx context.Context, p *place, path string) error {
 		sidecar.end()
 		return err
 	}
-	// The rules go last: until the sidecar has drained, what is left of the application stays closed in.
+	sidecar.redirected()
+	defer o.deregister(sidecar) // last: whatever was redirected before, now Consul can be reached
+	// Until nothing is left of the application it stays closed in.
 	defer func() {
-		if err := lift(); err != nil {
+		if err := p.endCgroup(o); err != nil {
+			o.Log.Error("the rules stay in force: what is left of the command would talk past them", "error", err)
+		} else if err := lift(); err != nil {
 			o.Log.Error("the rules stay in force", "error", err, "remove_by", "sallyport redirect cleanup --all")
 		}
 	}()
@@ -107,8 +115,8 @@ func (o *Options) inPlace(ctx context.Context, p *place, path string) error {
 		stop()
 		<-ended
 	}()
-	if ctx.Err() != nil {
-		return ctx.Err()
+	if err := ending.over(); err != nil {
+		return err
 	}
 	watch, enough := context.WithCancel(kept)
 	defer enough()
@@ -118,14 +126,46 @@ func (o *Options) inPlace(ctx context.Context, p *place, path string) error {
 	return application(o, path, p.cgroup, signals)
 }
 
+// redirection is how the rules go and come.
+func (o *Options) redirection(p *place) (lift, apply func() error, err error) {
+	if o.Capture == None {
+		nothing := func() error { return nil }
+		return nothing, nothing, nil
+	}
+	dir := ""
+	if p.cgroup != nil {
+		dir = p.cgroup.dir
+	}
+	rules := o.rules(dir)
+	if _, err := redirect.Plan(rules); err != nil {
+		return nil, nil, err
+	}
+	return func() error { return redirect.Cleanup(rules.Name) }, func() error { return redirect.Apply(rules) }, nil
+}
+
+// deregister does it for a sidecar that has not: it was down when the command ended, or had to be killed.
+func (o *Options) deregister(sidecar *proxy) {
+	if o.Consul == "" || sidecar.clean {
+		return
+	}
+	err := register.Deregister(context.Background(), register.Options{Consul: o.Consul, Token: os.Getenv(consulToken), ID: instance(o)})
+	if err != nil {
+		o.Log.Error("the service stays in Consul until its checks have failed for a minute", "id", instance(o), "error", err)
+	}
+}
+
 // patience is how long an application may take to listen before that is worth a line.
 const patience = 15 * time.Second
 
 // warnIfNobodyListens says so once.
 func (o *Options) warnIfNobodyListens(ctx context.Context) {
+	host := "127.0.0.1"
+	if o.InboundMode == redirect.TProxy && o.here {
+		host = o.Address.String() // the application listens on the address that its clients dial
+	}
 	deadline := time.After(patience)
 	for {
-		c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(o.Port)))
+		c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(o.Port)))
 		if err == nil {
 			c.Close()
 			return

@@ -1,6 +1,8 @@
 package run
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -12,8 +14,8 @@ import (
 // terminal is the one that the application has from us.
 type terminal struct{ fd int }
 
-// foreground gives the application the terminal, where there is one and it is ours, in a process group of its own: so
-// Ctrl-C goes to it once, and not to its sidecar. nil: there is none.
+// foreground gives the application, in its process group, the terminal, where there is one and it is ours. nil: there is
+// none.
 func foreground(cmd *exec.Cmd) *terminal {
 	file, ok := cmd.Stdin.(*os.File)
 	if !ok {
@@ -23,7 +25,7 @@ func foreground(cmd *exec.Cmd) *terminal {
 	if !t.ours() {
 		return nil
 	}
-	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Foreground, cmd.SysProcAttr.Ctty = true, true, t.fd
+	cmd.SysProcAttr.Foreground, cmd.SysProcAttr.Ctty = true, t.fd
 	return t
 }
 
@@ -52,4 +54,47 @@ func (t *terminal) giveTo(group int) bool {
 func stopped(pid int) bool {
 	var info unix.Siginfo
 	return unix.Waitid(unix.P_PID, pid, &info, unix.WSTOPPED|unix.WNOHANG, nil) == nil && info.Signo != 0
+}
+
+// fromKeyboard says that a signal may be the terminal's, which sends it to the whole process group in its foreground.
+func fromKeyboard() bool {
+	fd, err := unix.Open("/dev/tty", unix.O_RDONLY|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return (&terminal{fd}).ours()
+}
+
+// orphaned says that no shell would let our process group go on if it were stopped: the parent of its first process is of
+// another session. (sudo and the like are of the group itself.)
+func orphaned() bool {
+	group, err := unix.Getpgid(0)
+	if err != nil {
+		return true
+	}
+	session, err := unix.Getsid(0)
+	if err != nil {
+		return true
+	}
+	for parent := os.Getppid(); parent > 1; parent = parentOf(parent) {
+		if g, err := unix.Getpgid(parent); err != nil {
+			return true
+		} else if g != group {
+			s, err := unix.Getsid(parent)
+			return err != nil || s != session
+		}
+	}
+	return true
+}
+
+// parentOf reads "pid (name) state ppid …" (proc_pid_stat(5)); 0: nobody knows.
+func parentOf(pid int) (parent int) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	var state string
+	_, _ = fmt.Sscan(string(stat[bytes.LastIndexByte(stat, ')')+1:]), &state, &parent)
+	return parent
 }
