@@ -49,8 +49,8 @@ var thief = harness.Program("thief", func(args []string) int {
 	}
 })
 
-// knocker connects to an address again and again. Once that was refused it says if it works all the same.
-var knocker = harness.Program("knocker", func(args []string) int {
+// The knocker connects to an address again and again. Once that was refused it says if it works all the same.
+var _ = harness.Program("knocker", func(args []string) int {
 	for refused := false; ; {
 		c, err := net.DialTimeout("tcp", args[0], 100*time.Millisecond)
 		switch {
@@ -555,6 +555,33 @@ func TestRunBehindNAT(t *testing.T) {
 	if code := p.WaitExit(20 * time.Second); code != 3 {
 		t.Errorf("exit code %d, want 3", code)
 	}
+	// Ports that only root may take are the sidecar's all the same.
+	p = w.machine.Start(w.job("batch", []string{"--outbound-port", "701", "--dns-port", "702", "--inbound-port", "703", "--port", "8080"}, sh("exit 3")))
+	if code := p.WaitExit(20 * time.Second); code != 3 {
+		t.Errorf("exit code %d, want 3", code)
+	}
 	w.refused("--port 15001 is the sidecar's --outbound-port too", w.job("batch", []string{"--capture", "namespace", "--port", "15001"}, sh("true")))
+	w.asBefore()
+}
+
+// TestRunLeavesAnOperatorsRules of the whole namespace, which it has not made, in force.
+func TestRunLeavesAnOperatorsRules(t *testing.T) {
+	w := newWorkshop(t)
+	once := w.machine.Start(w.job("batch", append(w.token("batch"), "--capture", "namespace"), sh("exit 3")))
+	if code := once.WaitExit(20 * time.Second); code != 3 {
+		t.Fatalf("exit code %d, want 3", code)
+	}
+	w.machine.Must(harness.Binary(t), "redirect", "apply", "--exclude-outbound-ports", "15010")
+	rules := network(t, w.machine)
+	for _, capture := range []string{"none", "cgroup"} {
+		p := w.machine.Start(w.job("batch", []string{"--capture", capture}, sh("exit 3")))
+		if code := p.WaitExit(20 * time.Second); code != 3 {
+			t.Errorf("%s: exit code %d, want 3", capture, code)
+		}
+		if now := network(t, w.machine); now != rules {
+			t.Errorf("%s: the operator's rules were touched:\n%s\nbefore:\n%s", capture, now, rules)
+		}
+	}
+	w.machine.Must(harness.Binary(t), "redirect", "cleanup")
 	w.asBefore()
 }

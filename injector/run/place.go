@@ -15,7 +15,7 @@ import (
 type place struct {
 	dir       string   // /run/sallyport/NAME
 	name      *os.File // its lock; its text is the folder of the cgroup in use
-	namespace *os.File // the lock of the network namespace; its text is the name that had all of it last. nil without
+	namespace *os.File // the lock of the network namespace; its text is whose rules have all of it. nil without
 	cgroup    *cgroup  // of the application; nil: there is none
 }
 
@@ -83,7 +83,7 @@ func note(f *os.File, text string) error {
 }
 
 func noted(f *os.File) string {
-	b := make([]byte, 4096)
+	b := make([]byte, 8192)
 	n, _ := f.ReadAt(b, 0)
 	return string(b[:n])
 }
@@ -245,12 +245,9 @@ func (p *place) clearNamespace(o *Options, rules []redirect.Status) error {
 		p.namespace = f
 	} else {
 		defer f.Close()
-		if noted(f) != o.Name {
-			return nil
-		}
 	}
 	for _, r := range rules {
-		if r.Foreign || r.Config.Name != "" {
+		if r.Foreign || r.Config.Name != "" || o.Capture != Namespace && noted(f) != whose(o, &r.Config) {
 			continue
 		}
 		if who := inUse(&r.Config); who != "" && o.Capture == Namespace {
@@ -262,10 +259,19 @@ func (p *place) clearNamespace(o *Options, rules []redirect.Status) error {
 			return err
 		}
 	}
-	if o.Capture == Namespace {
-		return note(f, o.Name)
+	return nil
+}
+
+// whose says in the lock of a namespace whose rules have all of it: a name alone would take those of an operator, who has
+// put his own in their place, for that name's.
+func whose(o *Options, rules *redirect.Config) string { return o.Name + "\n" + rules.String() }
+
+// noteRules keeps whose, where the whole namespace is redirected.
+func (p *place) noteRules(text string) error {
+	if p.namespace == nil {
+		return nil
 	}
-	return note(f, "")
+	return note(p.namespace, text)
 }
 
 // namespaceLock is beside those of names, and like none of them. Its number is the namespace's inode.

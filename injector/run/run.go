@@ -136,11 +136,25 @@ func (o *Options) redirection(p *place) (lift, apply func() error, err error) {
 	if p.cgroup != nil {
 		dir = p.cgroup.dir
 	}
-	rules := o.rules(dir)
-	if _, err := redirect.Plan(rules); err != nil {
+	plan, err := redirect.Plan(o.rules(dir))
+	if err != nil {
 		return nil, nil, err
 	}
-	return func() error { return redirect.Cleanup(rules.Name) }, func() error { return redirect.Apply(rules) }, nil
+	rules := plan.Config
+	lift = func() error {
+		if err := redirect.Cleanup(rules.Name); err != nil {
+			return err
+		}
+		return p.noteRules("")
+	}
+	apply = func() error {
+		// First, so that no crash leaves rules of which nobody knows whose they are.
+		if err := p.noteRules(whose(o, &rules)); err != nil {
+			return err
+		}
+		return redirect.Apply(rules)
+	}
+	return lift, apply, nil
 }
 
 // deregister does it for a sidecar that has not: it was down when the command ended, or had to be killed.
