@@ -51,18 +51,26 @@ var thief = harness.Program("thief", func(args []string) int {
 
 // The knocker connects to an address again and again. Once that was refused it says if it works all the same.
 var _ = harness.Program("knocker", func(args []string) int {
-	for refused := false; ; {
-		c, err := net.DialTimeout("tcp", args[0], 100*time.Millisecond)
-		switch {
-		case err != nil:
-			refused = true
-		case refused:
-			fmt.Println("talked past the sidecar")
-			return 0
-		default:
-			c.Close()
-		}
+	past := make(chan bool)
+	for range 16 { // of which one meets the moment between two steps
+		go func() {
+			for refused := false; ; {
+				c, err := net.DialTimeout("tcp", args[0], 100*time.Millisecond)
+				switch {
+				case err != nil:
+					refused = refused || errors.Is(err, syscall.ECONNREFUSED)
+				case refused:
+					past <- true
+				default:
+					_ = c.(*net.TCPConn).SetLinger(0) // so that it does not run out of ports
+					c.Close()
+				}
+			}
+		}()
 	}
+	<-past
+	fmt.Println("talked past the sidecar")
+	return 0
 })
 
 // behind starts a program and leaves it behind.
@@ -229,7 +237,9 @@ func (w *workshop) otherState() string {
 // TestRunClearsUpAfterACrash: whatever was left, from wherever, of whatever capture.
 func TestRunClearsUpAfterACrash(t *testing.T) {
 	w := newWorkshop(t)
-	crash := func(name string, c harness.Command) (left int) {
+	// In a session of its own, where the harness does not find it.
+	survivor := harness.Command{Path: "setsid", Args: []string{"--wait", "sh", "-c", stubborn}}
+	crash := func(c harness.Command) (left int) {
 		p := w.machine.Start(c)
 		left = pidOf(p)
 		p.Kill()
@@ -251,9 +261,9 @@ func TestRunClearsUpAfterACrash(t *testing.T) {
 	flags := w.token("batch")
 
 	// From the cgroup of another session, which is empty after it.
-	there := w.job("batch", flags, sh(stubborn))
+	there := w.job("batch", flags, survivor)
 	there.Cgroup = harness.Cgroup(t, "session")
-	left := crash("batch", there)
+	left := crash(there)
 	ends("from another cgroup", w.job("batch", nil, sh("exit 3")))
 	if err := gone(left); err != nil {
 		t.Error(err)
@@ -266,18 +276,18 @@ func TestRunClearsUpAfterACrash(t *testing.T) {
 		}
 	}
 	// A command that outlives SIGTERM, in a cgroup that had to be killed.
-	left = crash("batch", w.job("batch", nil, sh(stubborn)))
+	left = crash(w.job("batch", nil, survivor))
 	ends("after a kill", w.job("batch", nil, sh("sleep 0.3; exit 3")))
 	if err := gone(left); err != nil {
 		t.Error(err)
 	}
 	// Another capture than before.
-	left = crash("batch", w.job("batch", nil, sh(stubborn)))
+	left = crash(w.job("batch", nil, survivor))
 	ends("of another capture", w.job("batch", []string{"--capture", "namespace"}, sh("exit 3")))
 	if err := gone(left); err != nil {
 		t.Error(err)
 	}
-	left = crash("batch", w.job("batch", []string{"--capture", "namespace"}, sh(stubborn)))
+	left = crash(w.job("batch", []string{"--capture", "namespace"}, survivor))
 	ends("the other way round", w.job("batch", nil, sh("exit 3")))
 	if err := gone(left); err != nil {
 		t.Error(err)
@@ -319,7 +329,16 @@ func TestRunResolvesTheControlPlaneAfterACrash(t *testing.T) {
 // TestRunLeavesNothing of the command: it is ended where it hides, and talks to nobody on its way.
 func TestRunLeavesNothing(t *testing.T) {
 	w := newWorkshop(t)
-	w.other.Listen("tcp", ":8080", nil)
+	open := w.other.Listen("tcp", ":8080", nil)
+	go func() {
+		for {
+			c, err := open.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
 	for _, capture := range []string{"cgroup", "namespace"} {
 		flags := []string{"--capture", capture}
 		if capture == "cgroup" {
