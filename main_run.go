@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -11,11 +12,12 @@ import (
 	"sallyport/injector/redirect"
 	"sallyport/injector/run"
 	"sallyport/sidecar"
+	"sallyport/sidecar/register"
 )
 
 // runCommand is package injector/run.
 func runCommand() *cobra.Command {
-	o := run.Options{Redirect: redirect.Config{Backend: redirect.Auto}}
+	o := run.Options{Redirect: redirect.Config{Backend: redirect.Auto, DNSTo: redirect.DNSAuto}}
 	var address, mode, capture string
 	// Flags of the sidecar that are handed on as they are.
 	var join, one, many []string
@@ -30,6 +32,9 @@ func runCommand() *cobra.Command {
 				return run.AsInit()
 			}
 			o.Command = args
+			o.Deregister = func(id string) error {
+				return register.Deregister(context.WithoutCancel(cmd.Context()), register.Options{Consul: o.Consul, Token: os.Getenv("CONSUL_HTTP_TOKEN"), ID: id})
+			}
 			if address != "" {
 				a, err := netip.ParseAddr(address)
 				if err != nil {
@@ -100,7 +105,7 @@ func runCommand() *cobra.Command {
 		case "outbound-port", "inbound-port", "dns-port", "health-port":
 			fs.Var(&redirectFlag{f, &o.Redirect}, f.Name, "port of the sidecar (default: free, or the usual one with --capture namespace)")
 		case "include-outbound-ports", "exclude-outbound-ports", "include-inbound-ports", "exclude-inbound-ports", "include-outbound-cidrs", "exclude-outbound-cidrs",
-			"exclude-uids", "exclude-interfaces", "backend":
+			"exclude-uids", "exclude-interfaces", "dns-to", "backend":
 			fs.Var(&redirectFlag{f, &o.Redirect}, f.Name, f.Usage)
 		}
 	}

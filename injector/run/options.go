@@ -49,6 +49,8 @@ type Options struct {
 	Consul string   // URL of the agent that the service is registered with; "": it is not
 	Check  string   // of the registration: "tcp", or the path of an HTTP check
 	Extra  []string // more flags of the sidecar: tags, metadata, upstreams
+	// Deregister takes an instance out of Consul whose sidecar could not.
+	Deregister func(id string) error
 
 	Capture     Capture // "" is Cgroup
 	InboundMode redirect.Mode
@@ -215,6 +217,7 @@ func (o *Options) rules(cgroup string) redirect.Config {
 	if c.InboundMode == redirect.Off {
 		c.IncludeInboundPorts = nil
 	}
+	c.LookAround()
 	return c
 }
 

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"sallyport/injector/redirect"
-	"sallyport/sidecar/register"
 )
 
 // Run runs the command with its sidecar to its end. The error is an *Exit where the process shall end with a status of
@@ -159,11 +158,10 @@ func (o *Options) redirection(p *place) (lift, apply func() error, err error) {
 
 // deregister does it for a sidecar that has not: it was down when the command ended, or had to be killed.
 func (o *Options) deregister(sidecar *proxy) {
-	if o.Consul == "" || sidecar.clean {
+	if o.Consul == "" || sidecar.clean || o.Deregister == nil {
 		return
 	}
-	err := register.Deregister(context.Background(), register.Options{Consul: o.Consul, Token: os.Getenv(consulToken), ID: instance(o)})
-	if err != nil {
+	if err := o.Deregister(instance(o)); err != nil {
 		o.Log.Error("the service stays in Consul until its checks have failed for a minute", "id", instance(o), "error", err)
 	}
 }

@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -70,7 +71,7 @@ func bubble(t *testing.T, h http.Handler, test func(t *testing.T, p *pipes)) {
 
 // client sends all of its requests as one host.
 func client(t *testing.T, p *pipes, host int) *http.Client {
-	transport := &http.Transport{Dial: func(string, string) (net.Conn, error) { return p.dial(host), nil }}
+	transport := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return p.dial(host), nil }}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport}
 }
@@ -163,7 +164,7 @@ func TestBusyConnectionsStay(t *testing.T) {
 		status := make(chan string, maxConns+10)
 		ask := func(host int) {
 			group.Go(func() {
-				transport := &http.Transport{Dial: func(string, string) (net.Conn, error) { return p.dial(host), nil }, DisableKeepAlives: true}
+				transport := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return p.dial(host), nil }, DisableKeepAlives: true}
 				resp, err := (&http.Client{Transport: transport}).Get("http://injector/")
 				if err != nil {
 					status <- "error"
