@@ -510,7 +510,10 @@ func TestRunIsToldToEnd(t *testing.T) {
 	flags := w.token("batch")
 	w.control.Kill()
 	for signal, want := range map[syscall.Signal]int{syscall.SIGTERM: 143, syscall.SIGINT: 130, syscall.SIGHUP: 129, syscall.SIGQUIT: 131} {
-		p := w.machine.Start(w.job("batch", flags, sh("true")))
+		c := w.job("batch", flags, sh("true"))
+		// Whatever the test itself was started with: what is ignored stays so, as below.
+		c.Args, c.Path = append([]string{"--default-signal=TERM,INT,HUP,QUIT", c.Path}, c.Args...), "env"
+		p := w.machine.Start(c)
 		sidecarOf(t, p)
 		p.Signal(signal)
 		if code := p.WaitExit(20 * time.Second); code != want || strings.Contains(p.Log(), "canceled") {

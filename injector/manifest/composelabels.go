@@ -102,9 +102,6 @@ func (f *composeFile) readLabels(s *composeService, o Options) (*composeWishes, 
 		}
 		return nil, fail("port", "%w", err)
 	}
-	if w.port == 0 {
-		w.mode = "off"
-	}
 	for _, name := range []string{"include-inbound-ports", "exclude-inbound-ports", "include-outbound-ports", "exclude-outbound-ports",
 		"include-outbound-cidrs", "exclude-outbound-cidrs"} {
 		list := listOf(get(name))
