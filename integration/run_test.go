@@ -378,7 +378,7 @@ func TestRunAsTheFirstProcessOfAContainer(t *testing.T) {
 func TestRunInATerminal(t *testing.T) {
 	w := newWorkshop(t)
 	c := w.args("batch", append(w.token("batch"), "--capture", "none", "--port", "8080"),
-		harness.Command{Path: "sh", Args: []string{"-c", `trap 'echo interrupted; exit 4' INT; echo started as $$ of $PPID; while :; do sleep 0.05; done`}})
+		waiting(`trap 'echo interrupted; exit 4' INT; echo started as $$ of $PPID`))
 	term := newTerminal(t)
 	term.start(w.machine, "bash", append([]string{"--norc", "-i", "-s", c.Path}, c.Args...)...)
 	shows, types := term.shows, term.types
@@ -452,7 +452,7 @@ func TestRunInATerminal(t *testing.T) {
 func TestRunInATerminalWithoutAShell(t *testing.T) {
 	w := newWorkshop(t)
 	c := w.args("batch", append(w.token("batch"), "--capture", "none", "--port", "8080"),
-		sh(`trap 'echo goes on; exit 4' CONT; echo started; while :; do sleep 0.05; done`))
+		waiting(`trap 'echo goes on; exit 4' CONT; echo started`))
 	term := newTerminal(t)
 	cmd := term.start(w.machine, c.Path, c.Args...)
 	w.eventually("the command", term.shows("started\r\n"))
@@ -462,6 +462,12 @@ func TestRunInATerminalWithoutAShell(t *testing.T) {
 	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 4 {
 		t.Errorf("%v, want exit status 4", err)
 	}
+}
+
+// waiting is a shell that waits after a script, for signals. It starts no other programs meanwhile: a shell that is stopped
+// between vfork and exec of one is not stopped, but hangs (state D).
+func waiting(script string) harness.Command {
+	return harness.Command{Path: "bash", Args: []string{"-c", `exec 9<> <(:); ` + script + `; while :; do read -r -t 0.05 -u 9 _; done`}}
 }
 
 // terminal is one with its screen.
