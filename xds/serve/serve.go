@@ -244,7 +244,7 @@ func (s *Server) configure(st *stream) {
 	s.mu.Unlock()
 	b.once.Do(func() { b.set, b.err = construct(input, st.proxy) })
 	s.mu.Lock()
-	st.problem = ""
+	st.problem = unknown(input, st.proxy)
 	if b.err != nil {
 		st.problem = b.err.Error()
 	}
@@ -259,6 +259,16 @@ func (s *Server) configure(st *stream) {
 		st.served.Store(true)
 		st.feed.publish(b.set, generation)
 	}
+}
+
+// unknown says that nobody finds what a sidecar stands before: its service is in no catalog, by a slip of the pen often.
+// What only calls need not be there, and what registers itself is there in a moment.
+func unknown(in build.Input, p build.Proxy) string {
+	n := catalog.Name{Namespace: p.Namespace, Name: p.Service}
+	if p.Kind != build.Sidecar || p.Port == 0 || in.Catalog.Services[n] != nil {
+		return ""
+	}
+	return fmt.Sprintf("the catalog has no service %s: nobody finds it until it is registered", n)
 }
 
 // construct builds. A mistake in build must not take the control plane down with it.
