@@ -29,4 +29,4 @@ bin/sallyport edge --gateway public --listen 127.0.0.1:8080 --control-plane $CON
 curl --retry 60 --retry-delay 1 --retry-all-errors -fsS http://127.0.0.1:8080/checkout
 # An intention less, and the sidecar of orders refuses the storefront; the checks of Consul decide who gets requests.
 "$CONSUL" config delete -kind service-intentions -name orders
-until curl -sS http://127.0.0.1:8080/checkout | grep 403; do sleep 0.1; done
+until curl -sS http://127.0.0.1:8080/checkout | grep '"status":403'; do sleep 0.1; done
