@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -102,7 +104,7 @@ func BenchmarkRedirect(b *testing.B) {
 				}
 			}
 		}
-		beside(b, func() { get("127.0.0.1:15002") }, func() { get("240.0.0.1:80") })
+		beside(b, p, func() { get("127.0.0.1:15002") }, func() { get("240.0.0.1:80") })
 	})
 	b.Run("bytes", func(b *testing.B) {
 		buf := make([]byte, 1<<20)
@@ -123,24 +125,46 @@ func BenchmarkRedirect(b *testing.B) {
 				}
 			}
 		}
-		beside(b, from("127.0.0.1:15003"), from("240.0.0.1:81"))
+		beside(b, p, from("127.0.0.1:15003"), from("240.0.0.1:81"))
 	})
 }
 
 // beside does the same by two ways in turns, so that a busy machine is so for both, and reports how much longer the second
-// takes, by the medians.
-func beside(b *testing.B, explicit, redirected func()) {
+// takes, by the medians, and how much more CPU it costs the sidecar and the client, whose process this is.
+func beside(b *testing.B, sidecar *harness.Process, explicit, redirected func()) {
 	var took [2][]time.Duration
+	var cpu [2]time.Duration
 	for b.Loop() {
 		for i, way := range []func(){explicit, redirected} {
-			start := time.Now()
+			before, start := cpuOf(b, sidecar.Pid())+cpuOf(b, os.Getpid()), time.Now()
 			way()
 			took[i] = append(took[i], time.Since(start))
+			cpu[i] += cpuOf(b, sidecar.Pid()) + cpuOf(b, os.Getpid()) - before
 		}
 	}
 	for i := range took {
 		slices.Sort(took[i])
 	}
 	median := func(i int) float64 { return float64(took[i][len(took[i])/2]) }
-	b.ReportMetric(median(1)/median(0), "redirected/explicit")
+	b.ReportMetric(median(1)/median(0), "time-redirected/explicit")
+	b.ReportMetric(float64(cpu[1])/float64(cpu[0]), "CPU-redirected/explicit")
+}
+
+// cpuOf is the CPU time of a process so far, in the kernel's units of 10 ms (proc_pid_stat(5)).
+func cpuOf(b *testing.B, pid int) time.Duration {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), ") ")
+	fields := strings.Fields(rest) // from the third, state
+	var ticks time.Duration
+	for _, f := range fields[11:13] { // utime, stime
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			b.Fatal(err)
+		}
+		ticks += time.Duration(n)
+	}
+	return ticks * 10 * time.Millisecond
 }
