@@ -285,9 +285,7 @@ func TestDemoWithServicesThatKnowNothing(t *testing.T) {
 	if code := p.Stop(20 * time.Second); code != 0 {
 		t.Errorf("status %d; want 0", code)
 	}
-	if after := network(t, h); after != before {
-		t.Errorf("before:\n%s\nafter:\n%s", before, after)
-	}
+	asBefore(t, h, before)
 	left, err := os.ReadDir(dir)
 	if err != nil || len(left) != 0 {
 		t.Errorf("left behind: %v, %v", left, err)

@@ -458,9 +458,7 @@ func TestApplicationsThatKnowNothingOfTheMesh(t *testing.T) {
 	t.Run("the hosts are as before", func(t *testing.T) {
 		for h, before := range v.before {
 			h.Must(harness.Binary(t), "redirect", "cleanup")
-			if after := network(t, h); after != before {
-				t.Errorf("%s before:\n%s\nafter:\n%s", h.Name, before, after)
-			}
+			asBefore(t, h, before)
 		}
 	})
 }

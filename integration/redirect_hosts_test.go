@@ -31,9 +31,7 @@ func TestRedirectionWithoutARoute(t *testing.T) {
 		t.Errorf("an address that is not virtual: %q", got)
 	}
 	s.a.Must(s.bin, "redirect", "cleanup")
-	if after := network(t, s.a); after != before {
-		t.Errorf("before:\n%s\nafter:\n%s", before, after)
-	}
+	asBefore(t, s.a, before)
 }
 
 // TestRedirectionWithoutAnAddress: so they are on a host that has the loopback interface alone.
@@ -49,9 +47,7 @@ func TestRedirectionWithoutAnAddress(t *testing.T) {
 		}
 	}
 	s.a.Must(s.bin, "redirect", "cleanup")
-	if after := network(t, s.a); after != before {
-		t.Errorf("before:\n%s\nafter:\n%s", before, after)
-	}
+	asBefore(t, s.a, before)
 }
 
 // TestRedirectionWithoutIPv6: where it is disabled, IPv4 is redirected; what was added before that is removed.
@@ -69,9 +65,7 @@ func TestRedirectionWithoutIPv6(t *testing.T) {
 			t.Errorf("%s: %q, want %q", mode, got, want)
 		}
 		s.a.Must(s.bin, "redirect", "cleanup")
-		if after := network(t, s.a); after != before {
-			t.Errorf("before:\n%s\nafter:\n%s", before, after)
-		}
+		asBefore(t, s.a, before)
 	}
 	before := network(t, s.a)
 	ipv6("0")
@@ -106,9 +100,7 @@ func TestRedirectionNeedsBothIptables(t *testing.T) {
 			if out := s.a.Run("env", apply...); out.Code == 0 || !strings.Contains(out.Stderr, "install ip6tables, or disable IPv6") {
 				t.Errorf("exit code %d: %s", out.Code, out.Stderr)
 			}
-			if after := network(t, s.a); after != before {
-				t.Errorf("before:\n%s\nafter:\n%s", before, after)
-			}
+			asBefore(t, s.a, before)
 			alone := harness.NewNetwork(t).Host("alone")
 			alone.Must("sh", "-c", "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do echo 1 > $f; done")
 			alone.Must("env", apply...)
@@ -151,9 +143,7 @@ func TestRedirectionByLongLists(t *testing.T) {
 				t.Errorf("show says %q", out)
 			}
 			s.a.Must(s.bin, "redirect", "cleanup")
-			if after := network(t, s.a); after != before {
-				t.Errorf("before:\n%s\nafter:\n%s", before, after)
-			}
+			asBefore(t, s.a, before)
 		})
 	}
 	s.apply(flags...)

@@ -222,6 +222,14 @@ func (s *street) apply(flags ...string) {
 	s.a.Must(s.bin, append([]string{"redirect", "apply"}, flags...)...)
 }
 
+// asBefore fails the test where a host's network is not what it was.
+func asBefore(t *testing.T, h *harness.Host, before string) {
+	t.Helper()
+	if after := network(t, h); after != before {
+		t.Errorf("%s before:\n%s\nafter:\n%s", h.Name, before, after)
+	}
+}
+
 // network is all that redirection changes on a host: rules, those that nft does not show included, and routes.
 func network(t *testing.T, h *harness.Host) string {
 	t.Helper()
@@ -349,9 +357,7 @@ func TestRedirection(t *testing.T) {
 					t.Errorf("show says %q", out)
 				}
 				s.a.Must(s.bin, "redirect", "cleanup")
-				if after := network(t, s.a); after != before {
-					t.Errorf("before:\n%s\nafter:\n%s", before, after)
-				}
+				asBefore(t, s.a, before)
 				if out := s.a.Must(s.bin, "redirect", "show"); !strings.Contains(out, "nothing is redirected") {
 					t.Errorf("after cleanup show says %q", out)
 				}
@@ -410,9 +416,7 @@ func TestRedirectionOfOneCgroup(t *testing.T) {
 		t.Errorf("after the other's cleanup: %q, want %q", got, want)
 	}
 	s.a.Must(s.bin, "redirect", "cleanup", "--all")
-	if after := network(t, s.a); after != before {
-		t.Errorf("before:\n%s\nafter:\n%s", before, after)
-	}
+	asBefore(t, s.a, before)
 }
 
 // TestRedirectionRefused: one line that says what to do, and the network as it was.
@@ -447,9 +451,7 @@ func TestRedirectionRefused(t *testing.T) {
 			t.Errorf("%s: exit code %d\n%s%s", c.name, out.Code, out.Stdout, out.Stderr)
 		}
 	}
-	if after := network(t, s.a); after != before {
-		t.Errorf("before:\n%s\nafter:\n%s", before, after)
-	}
+	asBefore(t, s.a, before)
 	s.apply()
 	s.a.Must(s.bin, "redirect", "cleanup", "--all")
 	if after := network(t, s.a); after != before {

@@ -131,9 +131,7 @@ func (w *workshop) registered(service string, want int) error {
 
 func (w *workshop) asBefore() {
 	w.t.Helper()
-	if after := network(w.t, w.machine); after != w.before {
-		w.t.Errorf("before:\n%s\nafter:\n%s", w.before, after)
-	}
+	asBefore(w.t, w.machine, w.before)
 }
 
 // sidecarOf is the process id of a run's sidecar.

@@ -48,7 +48,7 @@ func (p *process) tell(reason string) {
 }
 
 // mustOpen are the listeners without which a transparent sidecar is none, by the names that the control plane gives them.
-// DNS is not among them: a mesh without a service has no name to answer.
+// DNS is not among them: not every control plane sends it. One that was sent and could not be opened is told by unopened.
 func (p *process) mustOpen() (names []string) {
 	if p.o.Mesh == nil || p.o.Mesh.Transparent == nil {
 		return nil

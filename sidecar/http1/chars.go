@@ -124,10 +124,14 @@ func validEscapes(path []byte) bool {
 	}
 }
 
-// isToken says whether p is a token (RFC 9110 §5.6.2).
+// IsTokenByte says whether c may stand in a token (RFC 9110 §5.6.2). Package
+// listener asks it of a request line that it does not know to be one yet.
+func IsTokenByte(c byte) bool { return lowerToken[c] != 0 }
+
+// isToken says whether p is a token.
 func isToken(p []byte) bool {
 	for _, c := range p {
-		if lowerToken[c] == 0 {
+		if !IsTokenByte(c) {
 			return false
 		}
 	}

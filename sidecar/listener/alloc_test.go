@@ -29,37 +29,22 @@ const rawRequest = "GET /bench HTTP/1.1\r\nHost: bench.local\r\nUser-Agent: test
 // rawBackend answers every read of a whole request with one response.
 func rawBackend(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
 	answer := []byte("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\r\nhello")
-	go func() {
-		for {
-			c, err := l.Accept()
+	return serveTCP(t, func(c net.Conn) {
+		buf := make([]byte, 4096)
+		for have := 0; ; {
+			n, err := c.Read(buf[have:])
 			if err != nil {
 				return
 			}
-			go func() {
-				defer c.Close()
-				buf := make([]byte, 4096)
-				for have := 0; ; {
-					n, err := c.Read(buf[have:])
-					if err != nil {
-						return
-					}
-					if have += n; bytes.HasSuffix(buf[:have], []byte("\r\n\r\n")) {
-						have = 0
-						if _, err := c.Write(answer); err != nil {
-							return
-						}
-					}
+			if have += n; bytes.HasSuffix(buf[:have], []byte("\r\n\r\n")) {
+				have = 0
+				if _, err := c.Write(answer); err != nil {
+					return
 				}
-			}()
+			}
 		}
-	}()
-	return l.Addr().String()
+	})
 }
 
 func dialWire(t testing.TB, addr string) *wire {

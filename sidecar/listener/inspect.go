@@ -1,9 +1,8 @@
 package listener
 
 import (
-	"strings"
-
 	"sallyport/sidecar/conn"
+	"sallyport/sidecar/http1"
 )
 
 // maxInspect bounds what inspection waits for: a ClientHello fits in a record.
@@ -198,7 +197,7 @@ func (l *requestLine) fits(c byte, before []byte, originOnly bool) bool {
 			return l.size > 0
 		}
 		l.size++
-		return l.size <= maxMethod && isToken(c)
+		return l.size <= maxMethod && http1.IsTokenByte(c)
 	case partTarget:
 		switch {
 		case c == '/' || c == '*': // origin-form and asterisk-form
@@ -249,10 +248,6 @@ func (l *requestLine) version(c byte) lineIs {
 		return lineHTTP10
 	}
 	return lineHTTP11
-}
-
-func isToken(c byte) bool {
-	return isAlpha(c) || isDigit(c) || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0 // RFC 9110 §5.6.2
 }
 
 func isAlpha(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }

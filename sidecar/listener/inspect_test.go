@@ -69,22 +69,11 @@ func (e *engine) inspecting(n int) (k *connection) {
 // welcome is a server that speaks first, and says what it heard when its client has ended its sending.
 func welcome(t testing.TB) string {
 	t.Helper()
-	l := listenTCP(t)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				_, _ = io.WriteString(c, "220 welcome\n")
-				b, _ := io.ReadAll(c)
-				_, _ = c.Write(b)
-			}()
-		}
-	}()
-	return l.Addr().String()
+	return serveTCP(t, func(c net.Conn) {
+		_, _ = io.WriteString(c, "220 welcome\n")
+		b, _ := io.ReadAll(c)
+		_, _ = c.Write(b)
+	})
 }
 
 func TestPlaintextThatWasInspectedIsServed(t *testing.T) {
@@ -110,25 +99,11 @@ func TestPlaintextThatWasInspectedIsServed(t *testing.T) {
 
 // TestAServerThatSpeaksFirstIsNotWaitedForLong: and what the client said meanwhile is not lost.
 func TestAServerThatSpeaksFirstIsNotWaitedForLong(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				_, _ = io.WriteString(c, "220 welcome\n")
-				_, _ = io.Copy(c, c)
-			}()
-		}
-	}()
-	e := newEngine(t).to(l.Addr().String())
+	addr := serveTCP(t, func(c net.Conn) {
+		_, _ = io.WriteString(c, "220 welcome\n")
+		_, _ = io.Copy(c, c)
+	})
+	e := newEngine(t).to(addr)
 	at := e.inspected(30 * time.Millisecond)
 	for name, first := range map[string]string{"silent client": "", "half a request line": "GET"} {
 		t.Run(name, func(t *testing.T) {
@@ -423,20 +398,10 @@ func TestTheFirstBytesMayBeMoreThanTheBufferLimit(t *testing.T) {
 
 // TestARequestToAForwardProxyIsLeftAsItIs: on a connection that was redirected, whose client knows nothing of the listener.
 func TestARequestToAForwardProxyIsLeftAsItIs(t *testing.T) {
-	l := listenTCP(t)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				line, _ := bufio.NewReader(c).ReadString('\n')
-				_, _ = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(line), line)
-			}()
-		}
-	}()
+	proxy := serveTCP(t, func(c net.Conn) {
+		line, _ := bufio.NewReader(c).ReadString('\n')
+		_, _ = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(line), line)
+	})
 	for _, c := range []struct {
 		line       string
 		redirected bool
@@ -449,7 +414,7 @@ func TestARequestToAForwardProxyIsLeftAsItIs(t *testing.T) {
 		{"CONNECT a.example:443 HTTP/1.1", false, ""},
 	} {
 		t.Run(fmt.Sprintf("%s, redirected %t", c.line, c.redirected), func(t *testing.T) {
-			e := newEngine(t).to(l.Addr().String())
+			e := newEngine(t).to(proxy)
 			e.server.origin = func(*conn.Conn) (netip.AddrPort, error) {
 				if !c.redirected {
 					return netip.AddrPort{}, errors.New("not redirected")

@@ -63,6 +63,25 @@ func listenTCP(t testing.TB) net.Listener {
 	return l
 }
 
+// serveTCP has a server do the same with each of its connections, which it then closes.
+func serveTCP(t testing.TB, handle func(net.Conn)) (addr string) {
+	t.Helper()
+	l := listenTCP(t)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				handle(c)
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
 func dialTCP(t testing.TB, addr string) *net.TCPConn {
 	t.Helper()
 	c, err := net.Dial("tcp", addr)

@@ -2,8 +2,8 @@
 // service with a health check on the application, and a connect-proxy beside
 // it with a check on the mTLS port. It owns the two registrations from Run's
 // first try to its end. The sub-command `sidecar --consul` calls it, on an
-// ordinary goroutine; nothing on the data path waits for it. Package injector/run
-// deregisters for a sidecar that could not.
+// ordinary goroutine; nothing on the data path waits for it. `run` deregisters for
+// a sidecar that could not.
 package register
 
 import (
