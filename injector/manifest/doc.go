@@ -12,5 +12,5 @@
 //   - objects.go: where the kinds have their pods. merge.go: a change of an object made to its tree.
 //   - anchors.go, fold.go: aliases and merges, which are written out for the change.
 //   - original.go: the comment by which uninject gives back the very bytes. lines.go: errors with their lines.
-//   - compose.go: Docker Compose.
+//   - compose.go: Docker Compose, and what the files named after it are about.
 package manifest

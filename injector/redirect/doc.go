@@ -2,8 +2,9 @@
 // inbound TCP by REDIRECT or TPROXY, for a whole network namespace or for one process tree (a cgroup of version 2).
 //
 // It owns the nftables table "sallyport" (or "sallyport-NAME" of one cgroup), or the chains of that name where
-// iptables is used instead, routing table 1338 with its rule, and routes to the virtual addresses where the host has none. It owns nothing else and
-// touches nothing else.
+// iptables is used instead, routing table 1338 with its rule, routes to the virtual addresses where the host has none, and
+// a lock in /run/sallyport while it changes them. It owns nothing else and touches nothing else, but for what the kernel
+// remembers of this host's own DNS questions (conntrack.go).
 // Callers are the command "sallyport redirect" and package injector/run, on any goroutine; it acts on the network
 // namespace of the calling thread, and needs CAP_NET_ADMIN in it.
 //
@@ -16,5 +17,6 @@
 //   - nfttext.go, iptablestext.go: their printed forms (--dry-run, goldens).
 //   - nftables.go, nftexpr.go: the backend over netlink. iptables.go: the one over iptables-restore.
 //   - policyroute.go, virtualroute.go, conntrack.go, cgroup.go: what lies beside the rules.
+//   - resolvers.go: whose DNS questions are redirected, where the host decides that. owner.go: the Config in the rules.
 //   - apply.go: Apply, Cleanup, InForce. lock.go: one of us at a time.
 package redirect
