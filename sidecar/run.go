@@ -34,6 +34,7 @@ import (
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/metric"
 	"sallyport/sidecar/probe"
+	"sallyport/sidecar/route"
 	"sallyport/sidecar/secret"
 	"sallyport/sidecar/telemetry"
 	"sallyport/sidecar/upstream"
@@ -257,6 +258,7 @@ func (p *process) newState(publisher active.Publisher) (*active.State, error) {
 		HeaderFormat: telemetry.HeaderFormat,
 		Metrics:      p.metrics,
 		Memory:       filter.NewMemory(),
+		Filters:      new(route.FilterNames),
 	}}
 	if p.o.CacheDir != "" {
 		c, err := active.NewCache(p.o.CacheDir, cacheAfter, p.log)

@@ -35,8 +35,19 @@ type Env struct {
 	HeaderFormat func(format string) (route.Formatter, error)
 	// Secrets compiles TLS contexts and holds what they need.
 	Secrets *secret.Store
+	// Filters numbers the names of filters, for routes and filter chains
+	// alike; without it those of one resource alone agree.
+	Filters *route.FilterNames
 	// Metrics is for filters that count by themselves; nil where nothing counts.
 	Metrics *metric.Registry
 	// Memory keeps what filters must not lose at an update; nil where nothing is kept.
 	Memory *filter.Memory
+}
+
+// complete returns e with what a compiler cannot do without.
+func (e Env) complete() Env {
+	if e.Filters == nil {
+		e.Filters = new(route.FilterNames)
+	}
+	return e
 }

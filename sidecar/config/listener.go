@@ -61,7 +61,7 @@ const (
 
 // CompileListener compiles an LDS resource.
 func CompileListener(m *listenerv3.Listener, env Env) (*Listener, error) {
-	c := &compiler{report: fields.NewReport("listener", m.GetName()), env: env}
+	c := &compiler{report: fields.NewReport("listener", m.GetName()), env: env.complete()}
 	var out *listener.Config
 	if fields.Validate(c.report, "", m) {
 		if m.GetAddress().GetSocketAddress().GetProtocol() == corev3.SocketAddress_UDP {

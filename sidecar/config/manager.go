@@ -230,6 +230,8 @@ func (c *compiler) httpFilters(path string, filters []*hcmv3.HttpFilter, o *stre
 		c.Errorf(fields.At(path, "http_filters"), "is required; the last one is envoy.filters.http.router")
 	}
 	seen := map[string]bool{}
+	var chain []stream.Filter
+	var ids []route.FilterID
 	for i, f := range filters {
 		at := fields.Index(path, "http_filters", i)
 		checkFields(c.report, at, f, httpFilterFields)
@@ -259,10 +261,18 @@ func (c *compiler) httpFilters(path string, filters []*hcmv3.HttpFilter, o *stre
 				c.Errorf(typed, "%s (%s) is not implemented; %s, %s are", url, f.GetName(), strings.Join(list.Names(false), ", "), routerURL)
 			}
 		} else if compiled := k.Compile(c.filterCompiler(typed, f.GetName(), "http."+o.StatPrefix+"."), a); compiled != nil {
-			o.Filters = append(o.Filters, compiled)
+			id, err := c.env.Filters.ID(f.GetName())
+			if err != nil {
+				c.Fail(fields.At(at, "name"), err)
+			}
+			chain, ids = append(chain, compiled), append(ids, id)
 		}
 		if last {
 			c.Errorf(at, "the last filter must be envoy.filters.http.router")
 		}
+	}
+	var err error
+	if o.Filters, err = stream.NewChain(chain, ids); err != nil {
+		c.Fail(fields.At(path, "http_filters"), err)
 	}
 }

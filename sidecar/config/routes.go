@@ -3,6 +3,7 @@ package config
 //lint:file-ignore SA1019 deprecated fields still come from control planes
 
 import (
+	"slices"
 	"strings"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -58,7 +59,7 @@ type level struct {
 // CompileRoutes compiles a route configuration into a table. Clusters need
 // not be known: they are resolved when a request comes (see ClusterRef).
 func CompileRoutes(rc *routev3.RouteConfiguration, env Env) (*route.Table, []Warning, error) {
-	c := &routeCompiler{report: fields.NewReport("route configuration", rc.GetName()), env: env, maxBody: 4096}
+	c := &routeCompiler{report: fields.NewReport("route configuration", rc.GetName()), env: env.complete(), maxBody: 4096}
 	t := c.compile(rc)
 	if err := c.Err(); err != nil {
 		return nil, c.Warnings, err
@@ -147,11 +148,7 @@ func (c *routeCompiler) route(path string, r *routev3.Route, v *routev3.VirtualH
 	out.RequestHeaders = c.merge(levels, func(l *level) []route.HeaderMutation { return l.request })
 	out.ResponseHeaders = c.merge(levels, func(l *level) []route.HeaderMutation { return l.response })
 	for _, l := range levels {
-		for _, o := range l.overrides {
-			if out.Override(o.Filter) == nil {
-				out.Overrides = append(out.Overrides, o)
-			}
-		}
+		out.Overrides = withOverrides(out.Overrides, l.overrides)
 	}
 	if t := r.GetTracing(); t != nil {
 		checkFields(c.report, path+".tracing", t, tracingFields)
@@ -162,6 +159,10 @@ func (c *routeCompiler) route(path string, r *routev3.Route, v *routev3.VirtualH
 	switch a := r.GetAction().(type) {
 	case *routev3.Route_Route:
 		out.Forward = c.forward(path+".route", a.Route)
+		for i := range out.Forward.Clusters {
+			w := &out.Forward.Clusters[i]
+			w.Overrides = withOverrides(w.Overrides, out.Overrides)
+		}
 		if c.mostSpecificWins {
 			lastWord(out)
 		}
@@ -173,6 +174,16 @@ func (c *routeCompiler) route(path string, r *routev3.Route, v *routev3.VirtualH
 		c.Errorf(path, "needs one of route, redirect, direct_response")
 	}
 	return out
+}
+
+// withOverrides adds overrides of a more general level, where list has none of the filter.
+func withOverrides(list, general []route.Override) []route.Override {
+	for _, o := range general {
+		if !slices.ContainsFunc(list, func(have route.Override) bool { return have.Filter == o.Filter }) {
+			list = append(list[:len(list):len(list)], o)
+		}
+	}
+	return list
 }
 
 // merge puts the mutations of the levels, the most specific first, in the

@@ -64,7 +64,12 @@ func (c *routeCompiler) overrides(path string, m map[string]*anypb.Any) (out []r
 	sort.Strings(names)
 	for _, n := range names {
 		p := fields.Key(path, "typed_per_filter_config", n)
-		o := route.Override{Filter: n}
+		id, err := c.env.Filters.ID(n)
+		if err != nil {
+			c.Fail(p, err)
+			continue
+		}
+		o := route.Override{Filter: id}
 		a := m[n]
 		optional := false
 		if a.MessageIs((*routev3.FilterConfig)(nil)) {

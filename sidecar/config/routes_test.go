@@ -177,8 +177,11 @@ func TestOverrides(t *testing.T) {
 		"unknown":{"@type":"type.googleapis.com/envoy.config.route.v3.FilterConfig","is_optional":true,"config":{"@type":"`+otherURL+`"}}}`,
 		`{"match":{"prefix":"/"},"route":{"cluster":"c"},"typed_per_filter_config":{"authz":{"@type":"`+rbacURL+`"}}}`))
 	r := find(t, tb, "/")
-	if len(r.Overrides) != 2 || r.Override("authz") == nil || r.Override("authz").Config == nil || !r.Override("off").Disabled {
-		t.Errorf("overrides: %+v", r.Overrides)
+	if o := r.Overrides; len(o) != 2 || o[0].Config == nil || o[0].Disabled || !o[1].Disabled || o[0].Filter == o[1].Filter {
+		t.Errorf("overrides: %+v", o)
+	}
+	if c := r.Forward.Clusters[0]; len(c.Overrides) != 2 || c.Overrides[0].Config != r.Overrides[0].Config {
+		t.Errorf("overrides of the cluster: %+v", c.Overrides)
 	}
 	if len(warnings) != 1 || !strings.Contains(warnings[0].String(), `virtual_hosts[0].typed_per_filter_config["unknown"].config`) {
 		t.Errorf("warnings: %v", warnings)

@@ -24,7 +24,7 @@ type Kind struct {
 	// Compile makes the HTTP filter; nil for a network filter. What is
 	// wrong goes to c; the result counts only where nothing was.
 	Compile func(c *Compiler, cfg *anypb.Any) stream.Filter
-	// CompileRoute makes an override, which the filter finds by Stream.Override.
+	// CompileRoute makes an override, which the filter finds by Context.Override.
 	CompileRoute func(c *Compiler, cfg *anypb.Any) any
 	// CompileNetwork makes the network filter.
 	CompileNetwork func(c *Compiler, cfg *anypb.Any) Network

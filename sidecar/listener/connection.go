@@ -178,6 +178,7 @@ func (k *connection) choose() {
 	}
 	k.Chain = k.chain.Name
 	k.conn.SetLimit(k.cfg.BufferLimit)
+	k.BufferLimit = k.cfg.BufferLimit
 	if o := k.cfg.OriginalSrc; o != nil && k.Remote.IsValid() {
 		from := netip.AddrPortFrom(k.Remote.Addr().Unmap(), 0)
 		if o.BindPort {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"time"
 
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/http1"
 	"sallyport/sidecar/http2"
 	"sallyport/sidecar/loop"
@@ -207,7 +208,7 @@ func (h *httpServer) refuse(status int, detail string) {
 	}
 	if logs := h.Manager().AccessLogs; len(logs) > 0 {
 		r := stream.Record(&h.k.Connection, h.k.Worker.Now())
-		r.Manager, r.Protocol, r.Status, r.Flags, r.Details = h.Manager(), stream.ProtocolHTTP11, status, stream.FlagDPE, detail
+		r.Manager, r.Protocol, r.Status, r.Flags, r.Details = h.Manager(), stream.ProtocolHTTP11, status, failure.DPE, detail
 		r.Sent = uint64(n)
 		for _, l := range logs {
 			l.Log(r)

@@ -8,6 +8,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 
 	"sallyport/sidecar/conn"
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/metric"
 	"sallyport/sidecar/route"
@@ -109,7 +110,7 @@ func (t *tcpSession) choose() *route.WeightedCluster {
 func (t *tcpSession) dial() {
 	if t.cluster == nil {
 		t.stats.Inc(tcpNoRoute)
-		t.finish(stream.FlagNC, "")
+		t.finish(failure.NC, "")
 		return
 	}
 	t.attempts++
@@ -120,12 +121,12 @@ func (t *tcpSession) dial() {
 	}
 	host := t.cluster.Host(&pick)
 	if host == nil {
-		t.finish(stream.FlagUH, "")
+		t.finish(failure.UH, "")
 		return
 	}
 	if t.toItself(host.Address()) {
 		t.k.local.parent.server.limitedLog("connection to the listener that accepted it was not made", "listener", t.k.cfg.Name, "cluster", t.cluster.Config.Name, "address", host.Address())
-		t.finish(stream.FlagUH, "")
+		t.finish(failure.UH, "")
 		return
 	}
 	if t.record != nil {
@@ -134,7 +135,7 @@ func (t *tcpSession) dial() {
 	}
 	t.up = host.DialTCP(t.k.Worker, (*tcpUpstream)(t), t.k.Source)
 	if t.up == nil {
-		t.finish(stream.FlagUO, "")
+		t.finish(failure.UO, "")
 	}
 }
 
@@ -148,7 +149,7 @@ func (t *tcpSession) toItself(to netip.AddrPort) bool {
 }
 
 // finish ends the session: both sides are closed, the log is written once.
-func (t *tcpSession) finish(flags stream.Flags, failure string) {
+func (t *tcpSession) finish(flags failure.Flags, failure string) {
 	if t.ended {
 		return
 	}
@@ -287,12 +288,12 @@ func (t *tcpSession) idleTimeout() {
 		return
 	}
 	t.stats.Inc(tcpIdle)
-	t.finish(stream.FlagSI, "")
+	t.finish(failure.SI, "")
 }
 
 func (t *tcpSession) lifeTimeout() {
 	t.stats.Inc(tcpMaxDuration)
-	t.finish(stream.FlagDT, "")
+	t.finish(failure.DT, "")
 }
 
 // tcpUpstream is the session as the handler of the upstream connection.
@@ -368,5 +369,5 @@ func (u *tcpUpstream) Closed(error) {
 		t.dial()
 		return
 	}
-	t.finish(stream.FlagUF, text)
+	t.finish(failure.UF, text)
 }

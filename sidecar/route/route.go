@@ -47,8 +47,8 @@ type Route struct {
 	RequestHeaders  []HeaderMutation
 	ResponseHeaders []HeaderMutation
 
-	// Overrides are typed_per_filter_config by filter name, compiled by the
-	// filter; the most specific wins. Mostly empty or of length one.
+	// Overrides are typed_per_filter_config, compiled by the filters, one at
+	// most of each: the most specific one. Mostly empty or of length one.
 	Overrides []Override
 
 	// matched is what Match looked at, kept for the path rewrite: the
@@ -63,20 +63,9 @@ type Route struct {
 
 // Override is one filter's configuration for a route.
 type Override struct {
-	Filter   string
+	Filter   FilterID
 	Disabled bool
 	Config   any // what the filter's compile function returned
-}
-
-// Override returns the configuration of the named filter for r, nil where r
-// has none.
-func (r *Route) Override(filter string) *Override {
-	for i := range r.Overrides {
-		if r.Overrides[i].Filter == filter {
-			return &r.Overrides[i]
-		}
-	}
-	return nil
 }
 
 // Forward sends a request to a cluster (envoy.config.route.v3.RouteAction).
@@ -122,7 +111,8 @@ type WeightedCluster struct {
 	HostRewrite     string
 	RequestHeaders  []HeaderMutation
 	ResponseHeaders []HeaderMutation
-	Overrides       []Override
+	// Overrides are the cluster's own and, of other filters, the route's.
+	Overrides []Override
 }
 
 // ClusterRef is a cluster by name and, so that no request looks a name up,

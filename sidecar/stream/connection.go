@@ -19,6 +19,8 @@ type Connection struct {
 	Remote, Direct, Local netip.AddrPort
 	// OriginalDst is where the client meant to go, if the listener looked.
 	OriginalDst netip.AddrPort
+	// BufferLimit is per_connection_buffer_limit_bytes of the listener; 0 is the default.
+	BufferLimit int
 	// TLS is nil for plaintext.
 	TLS *tls.ConnectionState
 	// SNI as the ClientHello had it, also where TLS is passed through.

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"time"
 
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/metric"
@@ -22,6 +23,9 @@ type Factory struct {
 	dated    int64
 	uuid     [36]byte
 	scratch  []byte // for values that a Head copies at once
+
+	// Panics, where set, is told of what a stream has survived.
+	Panics func(v any, stack []byte)
 }
 
 // maxFree bounds the streams that a worker keeps for reuse.
@@ -40,18 +44,15 @@ func (f *Factory) New(owner Owner, c *Connection, down message.Sender, p Protoco
 		f.free = f.free[:n-1]
 	} else {
 		s = &Stream{factory: f, worker: f.worker}
-		s.held.Init(f.worker.Pool())
-		s.try.stream = s
-		s.try.waiter.Requester = &s.try
+		s.body.Init(f.worker.Pool(), s)
+		s.try.Init(f.worker, (*router)(s))
 		s.idleTimer.Init(s.idle)
 		s.requestTimer.Init(s.requestTimeout)
 		s.maxTimer.Init(s.maxDuration)
 		s.routeTimer.Init(s.routeTimeout)
 		s.retryTimer.Init(s.retryNow)
-		s.try.timer.Init(s.try.timeout)
 	}
 	s.owner, s.Conn, s.down, s.Protocol = owner, c, down, p
-	s.at = -1
 	s.random = rand.Uint64()
 	return s
 }
@@ -87,19 +88,19 @@ func (s *Stream) clear() {
 	trailers.Reset()
 	clear(metadata)
 	*info = Info{Request: request, Response: response, ResponseTrailers: trailers, Metadata: metadata[:0], OriginalPath: path[:0]}
-	clear(s.slots)
 	s.owner, s.down = nil, nil
-	s.at = -1
-	s.paused, s.routed, s.over, s.replied = false, false, false, false
-	s.received, s.sent, s.tunnel, s.headOnly = false, false, false, false
-	s.heldEnd, s.retained, s.sentBytes, s.stopped = false, false, 0, false
-	s.trailers.Reset()
+	s.filters.Clear()
+	s.overrides = nil
+	s.request, s.response = requestNone, responseNone
+	s.answered, s.direct, s.tunnel, s.crashed, s.over = false, false, false, false, false
+	s.held = 0
+	s.asked.Clear()
+	s.body.Clear()
 	s.pick = upstream.Pick{}
 	clear(s.avoid[:])
 	s.cluster, s.forward, s.weighted = nil, nil, nil
 	s.setCookie = s.setCookie[:0]
-	s.timeout, s.perTry, s.retryOn, s.retries, s.retrying = 0, 0, 0, 0, false
-	s.try.clear()
+	s.timeout, s.deadline, s.perTry, s.retryOn, s.retries, s.retrying = 0, false, 0, 0, 0, false
 }
 
 // Date is the Date field's value, made once per second.
@@ -159,6 +160,7 @@ const (
 	StatNoCluster
 	StatDirectResponse
 	StatRedirect
+	StatRqRevoked
 	StatCxTotal
 	StatCxActive
 	StatCxHTTP1
@@ -181,7 +183,7 @@ var Stats = metric.NewLayout(func() []metric.Desc {
 		"downstream_rq_1xx", "downstream_rq_2xx", "downstream_rq_3xx", "downstream_rq_4xx", "downstream_rq_5xx",
 		"downstream_rq_rx_reset", "downstream_rq_tx_reset", "downstream_rq_idle_timeout", "downstream_rq_timeout", "downstream_rq_max_duration_reached",
 		"downstream_rq_too_large", "downstream_rq_invalid", "downstream_cx_upgrades_total",
-		"no_route", "no_cluster", "rq_direct_response", "rq_redirect",
+		"no_route", "no_cluster", "rq_direct_response", "rq_redirect", "downstream_rq_revoked",
 		"downstream_cx_total", "downstream_cx_active", "downstream_cx_http1_total", "downstream_cx_http2_total", "downstream_cx_ssl_total", "downstream_cx_destroy",
 		"downstream_cx_idle_timeout", "downstream_cx_max_duration_reached", "downstream_cx_drain_close", "downstream_cx_protocol_error",
 		"downstream_cx_rx_bytes_total", "downstream_cx_tx_bytes_total", "downstream_rq_time"} {
@@ -195,6 +197,7 @@ var Stats = metric.NewLayout(func() []metric.Desc {
 // timers that end a stream; each answers where it still can.
 
 func (s *Stream) idle() {
+	defer s.guard()
 	d := s.Manager.StreamIdle
 	if f := s.forward; f != nil && f.IdleTimeout >= 0 {
 		d = f.IdleTimeout
@@ -207,17 +210,23 @@ func (s *Stream) idle() {
 		return
 	}
 	s.Manager.Stats.At(s.worker.ID()).Inc(StatRqIdleTimeout)
-	s.fail(failIdle)
+	s.fail(failure.IdleTimeout)
 }
 
 func (s *Stream) requestTimeout() {
+	defer s.guard()
 	s.Manager.Stats.At(s.worker.ID()).Inc(StatRqTimeout)
-	s.fail(failRequestTime)
+	s.fail(failure.RequestTimeout)
 }
 
 func (s *Stream) maxDuration() {
+	defer s.guard()
 	s.Manager.Stats.At(s.worker.ID()).Inc(StatRqMaxDuration)
-	s.fail(failMaxDuration)
+	if s.request == requestWhole {
+		s.fail(failure.MaxDurationResponse) // it is not the client that is late
+		return
+	}
+	s.fail(failure.MaxDuration)
 }
 
 // Record returns a stream that stands for a TCP connection in access logs.

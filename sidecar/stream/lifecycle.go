@@ -3,10 +3,12 @@ package stream
 import (
 	"time"
 
-	"sallyport/sidecar/buffer"
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/route"
+	"sallyport/sidecar/stream/chain"
+	"sallyport/sidecar/stream/exchange"
 	"sallyport/sidecar/upstream"
 )
 
@@ -18,13 +20,13 @@ import (
 //	                x-envoy-* and x-forwarded-client-cert fields removed: every later part relies on it
 //	match           the route, before the filters, since routes override their configuration
 //	trace           the span, so that a filter's refusal is traced too
-//	filters         in configured order; each may refuse, pause or change the head
+//	filters         in configured order; each may answer, hold, change or replace (package chain)
 //	router          the cluster, header mutations and rewrites: after the filters, since they may
 //	                have changed what the route is chosen by (Reroute)
 //	balance         a host; hash policies see the head as the client sent it plus what filters changed
-//	pool            a connection under the circuit breakers
-//	attempt         the request goes up; per-try timeout, retries
-//	response        the head comes down: retry or commit, mutations, filters in reverse order
+//	exchange        a connection under the circuit breakers, the request on it, the response (package
+//	                exchange); a try that fails comes back to the router, which retries or answers
+//	response        commit: mutations, filters in reverse order, the fields that are the proxy's own
 //	finish          access log, span, statistics, the stream goes back to its factory
 
 // Owner is the connection a stream came on, as the stream needs it.
@@ -37,6 +39,33 @@ type Owner interface {
 	StreamDone(s *Stream)
 }
 
+// requestPhase is where the request of a stream stands.
+type requestPhase uint8
+
+const (
+	requestNone  requestPhase = iota // no head yet
+	requestOpen                      // content or trailers are to come
+	requestWhole                     // all of it is here
+	requestReset                     // the codec says nothing more
+)
+
+// responsePhase is where the response of a stream stands.
+type responsePhase uint8
+
+const (
+	responseNone    responsePhase = iota
+	responseFilters               // the head is with the filters
+	responseOpen                  // the head went to the client
+	responseWhole                 // the codec has all of it
+	responseReset                 // or will not get the rest
+)
+
+// Reasons for which the client's content is held back.
+const (
+	heldByFilters uint8 = 1 << iota
+	heldByBody
+)
+
 // Stream is one request and its response. Owned by the worker of its
 // downstream connection.
 type Stream struct {
@@ -47,37 +76,30 @@ type Stream struct {
 	down    message.Sender
 	worker  *loop.Worker
 
-	slots []any
-	// at is the filter that paused the request head; -1 when none did.
-	at      int
-	paused  bool // a filter holds the request
-	routed  bool // the router has the request
-	over    bool // finish was called
-	replied bool // a response head, or a local reply, went to the client
+	filters   chain.Run[*Stream]
+	overrides []route.Override // of the route, or of the cluster that it chose
 
-	received bool // the request is complete, or was reset
-	sent     bool // the response is complete, or was reset
-	tunnel   bool // a 101, or a 2xx to CONNECT, was sent on
-	headOnly bool // the request ended with its head
+	request  requestPhase
+	response responsePhase
+	answered bool  // by a local reply: the rest of the request is of no interest
+	direct   bool  // the local reply takes the place of a response that filters saw: they see no other
+	tunnel   bool  // a 101, or a 2xx to CONNECT, was sent on
+	held     uint8 // why the client's content is held back
+	crashed  bool  // a panic ended the stream
+	over     bool  // finish was called
 
-	// held are body bytes that a paused filter, or a connection still to be
-	// made, keeps from going up; with a retry policy also those sent, as
-	// long as they fit (retained).
-	held      buffer.Buffer
-	heldEnd   bool
-	trailers  message.Head
-	retained  bool
-	sentBytes int  // of held, in this attempt
-	stopped   bool // down.Pause was called for back-pressure
-
-	try       attempt
+	// The router's part.
+	asked     message.Snapshot // the head as the filters let it pass
+	body      exchange.Body
+	try       exchange.Exchange
 	pick      upstream.Pick
 	avoid     [4]*upstream.Host
 	cluster   *upstream.Cluster
 	forward   *route.Forward
 	weighted  *route.WeightedCluster
 	setCookie []byte
-	timeout   time.Duration
+	timeout   time.Duration // of the route, or of grpc-timeout where deadline
+	deadline  bool
 	perTry    time.Duration
 	retryOn   route.RetryOn
 	retries   uint32 // left
@@ -101,18 +123,31 @@ func (s *Stream) Now() time.Time { return s.worker.Now() }
 
 func (s *Stream) since() time.Duration { return s.worker.Now().Sub(s.Start) }
 
+// guard ends the stream, and not the process, where what it calls panics.
+func (s *Stream) guard() {
+	if v := recover(); v != nil {
+		s.Panicked(v)
+	}
+}
+
 // Head takes the request's head from the codec.
 func (s *Stream) Head(h *message.Head, end bool) {
-	if s.over || s.routed || s.at >= 0 {
+	if s.over || s.request != requestNone {
 		return
 	}
+	defer s.guard()
 	// By exchange: the codec resets the Head that it gets back.
 	s.Request, *h = *h, s.Request
-	s.headOnly = end
-	s.received = end
+	s.request = requestOpen
+	if end {
+		s.request = requestWhole
+	}
+	s.body.HeadOnly = end
 	s.begin()
-	if f := s.prepare(); f != nil {
+	if f := s.prepare(); f != failure.None {
 		s.fail(f)
+		return
+	} else if s.answered {
 		return
 	}
 	s.expect()
@@ -120,7 +155,7 @@ func (s *Stream) Head(h *message.Head, end bool) {
 	if t := s.Manager.Tracer; t != nil {
 		s.Span = t.Start(s)
 	}
-	s.filter(0)
+	s.filters.Head(chain.Request, end)
 }
 
 // expect answers a client that waits for 100 before it sends its content
@@ -131,7 +166,7 @@ func (s *Stream) expect() {
 		return
 	}
 	s.Request.RemoveName(message.Expect)
-	if s.received || s.Protocol == ProtocolHTTP10 {
+	if s.request == requestWhole || s.Protocol == ProtocolHTTP10 {
 		return
 	}
 	h := &s.Response
@@ -147,14 +182,10 @@ func (s *Stream) begin() {
 	s.Start = s.worker.Now()
 	s.active = s.Start
 	s.Timings = Timings{-1, -1, -1, -1, -1}
-	if s.received {
+	if s.request == requestWhole {
 		s.Timings.RequestEnd = 0
 	}
-	if n := len(m.Filters); cap(s.slots) < n {
-		s.slots = make([]any, n)
-	} else {
-		s.slots = s.slots[:n]
-	}
+	s.filters.Begin(m.chain(), s)
 	st := m.Stats.At(s.worker.ID())
 	st.Inc(StatRqTotal)
 	st.Add(StatRqActive, 1)
@@ -166,7 +197,7 @@ func (s *Stream) begin() {
 	if m.StreamIdle > 0 {
 		s.worker.Schedule(&s.idleTimer, m.StreamIdle)
 	}
-	if m.RequestTime > 0 && !s.received {
+	if m.RequestTime > 0 && s.request != requestWhole {
 		s.worker.Schedule(&s.requestTimer, m.RequestTime)
 	}
 	if m.MaxStream > 0 {
@@ -174,135 +205,41 @@ func (s *Stream) begin() {
 	}
 }
 
-// filter runs the request filters from the i-th on, then the router.
-func (s *Stream) filter(i int) {
-	for ; i < len(s.Manager.Filters); i++ {
-		f, ok := s.Manager.Filters[i].(RequestHeadFilter)
-		if !ok {
-			continue
-		}
-		if s.Route != nil && len(s.Route.Overrides) > 0 {
-			if _, disabled := s.Override(f.Name()); disabled {
-				continue
-			}
-		}
-		s.at = i // a reply from here passes the response side of the filters up to this one
-		switch f.RequestHead(s, i, &s.Request, s.headOnly) {
-		case Pause:
-			if !s.over && !s.replied {
-				s.paused = true
-				s.stop()
-			}
-			return
-		case Replied:
-			return
-		}
-		if s.over || s.replied {
-			return
-		}
-	}
-	s.at = len(s.Manager.Filters)
-	s.forwardRequest()
-}
-
-// Resume lets a request that a filter paused go on, on the stream's worker.
-// On a stream that is over it does nothing.
-func (s *Stream) Resume() {
-	if s.over || !s.paused || s.replied {
-		return
-	}
-	s.paused = false
-	s.filter(s.at + 1)
-	s.pump()
-}
-
-// Slot is where a filter keeps what it must remember of a request; slot is
-// what the filter was called with.
-func (s *Stream) Slot(slot int) *any { return &s.slots[slot] }
-
-// Override returns the configuration of the named filter for this request:
-// the most specific of weighted cluster, route, virtual host and route
-// configuration; nil where there is none.
-func (s *Stream) Override(filter string) (cfg any, disabled bool) {
-	if s.weighted != nil {
-		for i := range s.weighted.Overrides {
-			if o := &s.weighted.Overrides[i]; o.Filter == filter {
-				return o.Config, o.Disabled
-			}
-		}
-	}
-	if s.Route != nil {
-		if o := s.Route.Override(filter); o != nil {
-			return o.Config, o.Disabled
-		}
-	}
-	return nil, false
-}
-
-// SetMetadata records dynamic metadata for other filters and the access log.
-func (s *Stream) SetMetadata(namespace, key string, v any) {
-	for i := range s.Metadata {
-		if m := &s.Metadata[i]; m.Namespace == namespace && m.Key == key {
-			m.Value = v
-			return
-		}
-	}
-	s.Metadata = append(s.Metadata, Metadatum{namespace, key, v})
-}
-
-// MetadataValue returns dynamic metadata, nil where there is none.
-func (s *Stream) MetadataValue(namespace, key string) any {
-	for i := range s.Metadata {
-		if m := &s.Metadata[i]; m.Namespace == namespace && m.Key == key {
-			return m.Value
-		}
-	}
-	return nil
-}
-
 // Data takes a piece of the request's body from the codec.
 func (s *Stream) Data(p []byte, end bool) {
-	if s.over || s.received {
+	if s.over || s.request != requestOpen {
 		return
 	}
+	defer s.guard()
 	s.active = s.worker.Now()
 	s.Received += uint64(len(p))
 	if end {
 		s.requestReceived()
 	}
-	if s.replied && !s.tunnel && !s.try.live {
-		return // answered locally; the rest of the request is of no interest
+	if !s.answered {
+		s.filters.Data(chain.Request, p, end)
 	}
-	for i, f := range s.Manager.Filters {
-		if d, ok := f.(RequestDataFilter); ok && d.RequestData(s, i, p, end) != Continue {
-			break
-		}
-		if s.over || s.replied && !s.try.live {
-			return
-		}
-	}
-	s.sendBody(p, end)
 }
 
 // Trailers takes the request's trailers from the codec.
 func (s *Stream) Trailers(h *message.Head) {
-	if s.over || s.received {
+	if s.over || s.request != requestOpen {
 		return
 	}
+	defer s.guard()
+	s.active = s.worker.Now()
 	s.requestReceived()
-	if s.replied && !s.try.live {
-		return
+	if !s.answered {
+		s.filters.Trailers(chain.Request, h)
 	}
-	s.trailers.CopyFrom(h)
-	s.sendBody(nil, true)
 }
 
 // requestReceived notes that the whole request is here.
 func (s *Stream) requestReceived() {
-	s.received = true
+	s.request = requestWhole
 	s.Timings.RequestEnd = s.since()
 	s.requestTimer.Stop()
-	if s.routed && !s.tunnel {
+	if s.cluster != nil && !s.tunnel {
 		s.startRouteTimer()
 	}
 }
@@ -312,41 +249,50 @@ func (s *Stream) Reset(r message.Reason) {
 	if s.over {
 		return
 	}
-	s.received, s.sent = true, true
+	defer s.guard()
+	s.request, s.response = requestReset, responseReset
 	switch r {
 	case message.ProtocolError:
-		s.Flags |= FlagDPE
+		s.Flags |= failure.DPE
 		s.setDetails("downstream_protocol_error")
 	case message.RemoteReset:
-		s.Flags |= FlagDR
+		s.Flags |= failure.DR
 		s.setDetails("downstream_remote_reset")
 	default:
-		s.Flags |= FlagDC
+		s.Flags |= failure.DC
 		s.setDetails("downstream_remote_disconnect")
 	}
-	s.Manager.Stats.At(s.worker.ID()).Inc(StatRqRxReset)
+	if s.Manager != nil {
+		s.Manager.Stats.At(s.worker.ID()).Inc(StatRqRxReset)
+	}
 	s.finish()
 }
 
 // Drained is the codec's word that the client takes bytes again.
 func (s *Stream) Drained() {
-	if !s.over && s.try.live && s.try.stopped {
-		s.try.stopped = false
-		s.try.up.Resume()
+	if s.over || s.filters.Throttled(chain.Response) {
+		return
 	}
+	defer s.guard()
+	s.try.Resume()
 }
 
-// stop holds the client's body back; start lets it come again.
-func (s *Stream) stop() {
-	if !s.stopped && !s.received {
-		s.stopped = true
+// hold keeps the client's content back for a reason, and release takes the
+// reason away. When the request is whole there is nothing to keep back.
+func (s *Stream) hold(why uint8) {
+	if s.held == 0 && s.request == requestOpen {
 		s.down.Pause()
+		s.held = why
+	} else if s.held != 0 {
+		s.held |= why
 	}
 }
 
-func (s *Stream) start() {
-	if s.stopped && !s.over {
-		s.stopped = false
+func (s *Stream) release(why uint8) {
+	if s.held&why == 0 {
+		return
+	}
+	if s.held &^= why; s.held == 0 && !s.over {
 		s.down.Resume()
 	}
 }
@@ -354,6 +300,14 @@ func (s *Stream) start() {
 func (s *Stream) setDetails(d string) {
 	if s.Details == "" {
 		s.Details = d
+	}
+}
+
+// settle ends a stream whose response is complete, when nothing of it is under
+// way any more.
+func (s *Stream) settle() {
+	if s.response == responseWhole && !s.try.Live() {
+		s.finish()
 	}
 }
 
@@ -368,17 +322,14 @@ func (s *Stream) finish() {
 	s.maxTimer.Stop()
 	s.routeTimer.Stop()
 	s.retryTimer.Stop()
-	s.try.abandon()
+	s.try.Cancel()
 	s.doneRetrying()
 	s.Duration = s.since()
 	if s.Manager == nil {
 		return // reset before there was a head
 	}
-	for i, f := range s.Manager.Filters {
-		if d, ok := f.(DoneFilter); ok && i <= s.at {
-			d.Done(s, i)
-		}
-	}
+	s.filters.End()
+	s.filters.Done()
 	st := s.Manager.Stats.At(s.worker.ID())
 	st.Add(StatRqActive, -1)
 	st.Inc(StatRqCompleted)
@@ -392,17 +343,16 @@ func (s *Stream) finish() {
 	if s.Span != nil {
 		s.Span.Finish(s)
 	}
-	s.held.Release()
-	if !s.received && s.Protocol != ProtocolHTTP2 {
+	s.body.Clear()
+	if s.request == requestOpen && s.Protocol != ProtocolHTTP2 {
 		// The response is complete and the request is not: the rest of an
 		// HTTP/1 request would have to be read to the end, however long,
 		// so the connection ends instead. HTTP/2's codec resets the stream.
 		s.down.Reset(message.LocalReset)
 	}
 	s.owner.StreamDone(s)
-	// A stream that the codec, or a goroutine of a paused filter, may still
-	// call is left to the garbage collector.
-	if s.received && s.sent && !s.paused {
+	// A stream that the codec may still call is left to the garbage collector.
+	if s.request > requestOpen && s.response >= responseWhole {
 		s.factory.recycle(s)
 	}
 }

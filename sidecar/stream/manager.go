@@ -70,7 +70,7 @@ type Manager struct {
 	HTTP1      http1.Options
 	HTTP2      http2.Options
 	Routes     *route.Handle
-	Filters    []Filter // without the router, which is always last
+	Filters    *Chain // nil: none but the router, which is always last and no part of it
 	// SuppressEnvoyHeaders is the router's suppress_envoy_headers.
 	SuppressEnvoyHeaders bool
 

@@ -143,15 +143,3 @@ func TestGRPCTimeout(t *testing.T) {
 		}
 	}
 }
-
-func TestFlagsAreWrittenAsEnvoyWritesThem(t *testing.T) {
-	if got := string((FlagUF | FlagURX).Append(nil)); got != "UF,URX" {
-		t.Errorf("got %q", got)
-	}
-	if got := string(Flags(0).Append(nil)); got != "-" {
-		t.Errorf("got %q", got)
-	}
-	if f := FlagDR; !f.Has("DR") || f.Has("UH") {
-		t.Error("Has(DR) is wrong")
-	}
-}

@@ -5,25 +5,26 @@ import (
 	"net/netip"
 	"slices"
 
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/route"
 )
 
 // prepare makes the head trustworthy: fields that only the proxy may set are
 // removed or set, the path is brought into one form, and the client is known.
-// It returns a failure where the request cannot be taken.
-func (s *Stream) prepare() *failure {
+// It returns a failure where the request cannot be taken; it may also answer it.
+func (s *Stream) prepare() failure.Kind {
 	h, m := &s.Request, s.Manager
 	if !h.Has(message.Method) || !h.Has(message.Authority) && s.Protocol != ProtocolHTTP10 && !h.Is(message.Method, "CONNECT") {
 		// RFC 9112 §3.2: a request without Host is answered 400. The
 		// codecs see to the rest.
-		return failMissingHost
+		return failure.MissingHost
 	}
-	if f := s.preparePath(); f != nil {
+	if f := s.preparePath(); f != failure.None || s.answered {
 		return f
 	}
 	if m.Underscores != UnderscoreAllow {
-		if f := s.underscores(); f != nil {
+		if f := s.underscores(); f != failure.None {
 			return f
 		}
 	}
@@ -55,44 +56,44 @@ func (s *Stream) prepare() *failure {
 		h.AddNameString(message.Via, m.Via)
 	}
 	s.requestID(edge && !internal)
-	return nil
+	return failure.None
 }
 
 // preparePath applies the manager's path options (normalize_path,
 // merge_slashes, path_with_escaped_slashes_action) in Envoy's order.
-func (s *Stream) preparePath() *failure {
+func (s *Stream) preparePath() failure.Kind {
 	h, m := &s.Request, s.Manager
 	p := h.Get(message.Path)
 	if h.Is(message.Method, "CONNECT") && len(p) == 0 {
-		return nil
+		return failure.None
 	}
 	if len(p) == 0 || p[0] != '/' && !(len(p) == 1 && p[0] == '*') {
-		return failPath
+		return failure.PathNormalization
 	}
 	if bytes.IndexByte(p, '#') >= 0 {
 		// A fragment is never sent (RFC 9112 §3.2.1), and whoever reads
 		// it differently than we do sees another path.
-		return failFragment
+		return failure.PathFragment
 	}
 	if !m.NormalizePath && !m.MergeSlashes && m.Slashes == SlashKeep || p[0] != '/' {
-		return nil
+		return failure.None
 	}
 	next, redirect, ok := normalize(s.factory.scratch[:0], p, m)
 	s.factory.scratch = next[:0]
 	if !ok {
-		return failPath
+		return failure.PathNormalization
 	}
 	if redirect {
 		s.Reply(307, "", "path_normalization_redirect", 0, route.HeaderValue{Name: "location", Value: string(next)})
-		return failAnswered
+		return failure.None
 	}
 	if !bytes.Equal(next, p) {
 		h.SetName(message.Path, next)
 	}
-	return nil
+	return failure.None
 }
 
-func (s *Stream) underscores() *failure {
+func (s *Stream) underscores() failure.Kind {
 	h := &s.Request
 	for i := 0; i < h.Len(); i++ {
 		if h.NameAt(i) != message.Unknown {
@@ -100,13 +101,13 @@ func (s *Stream) underscores() *failure {
 		}
 		if name, _ := h.At(i); slices.Contains([]byte(name), '_') {
 			if s.Manager.Underscores == UnderscoreReject {
-				return failUnderscore
+				return failure.Underscore
 			}
 			h.RemoveAt(i)
 			i--
 		}
 	}
-	return nil
+	return failure.None
 }
 
 // stripPort takes the port off :authority.

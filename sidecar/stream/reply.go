@@ -3,83 +3,41 @@ package stream
 import (
 	"strconv"
 
+	"google.golang.org/grpc/codes"
+
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/route"
+	"sallyport/sidecar/stream/chain"
+	"sallyport/sidecar/stream/exchange"
 )
 
-// failure is a way in which a request can end without an upstream's response.
-// This table is the one place that maps each to what the client sees, the
-// response flag, and the reason in logs; bodies are constants, so that nothing
-// of an internal error ever reaches a client.
-type failure struct {
-	status  int
-	flags   Flags
-	details string
-	body    string
-	// headers are added to the response.
-	headers []route.HeaderValue
-}
-
+// tryFailures maps the timeouts of one try, resetFailures how it ended otherwise.
 var (
-	failMissingHost = &failure{400, FlagDPE, "missing_host_header", "Bad Request", nil}
-	failPath        = &failure{400, FlagDPE, "path_normalization_failed", "Bad Request", nil}
-	failFragment    = &failure{400, FlagDPE, "path_has_fragment", "Bad Request", nil}
-	failUnderscore  = &failure{400, FlagDPE, "unexpected_underscore", "Bad Request", nil}
-	failNoRoute     = &failure{404, FlagNR, "route_not_found", "", nil}
-	failUpgrade     = &failure{403, 0, "upgrade_failed", "", nil}
-	failIdle        = &failure{408, FlagSI, "stream_idle_timeout", "stream timeout", nil}
-	failRequestTime = &failure{408, FlagDT, "request_overall_timeout", "request timeout", nil}
-	failMaxDuration = &failure{408, FlagDT, "max_duration_timeout", "downstream duration timeout", nil}
-	failRouteTime   = &failure{504, FlagUT, "response_timeout", "upstream request timeout", nil}
-	failPerTry      = &failure{504, FlagUT, "upstream_per_try_timeout", "upstream request timeout", nil}
-	failNoHealthy   = &failure{503, FlagUH, "no_healthy_upstream", "no healthy upstream", nil}
-	failDrop        = &failure{503, 0, "drop_overload", "drop overload", []route.HeaderValue{{Name: "x-envoy-drop-overload", Value: "true"}}}
-	failOverflow    = &failure{503, FlagUO, "upstream_reset_before_response_started{overflow}",
-		"upstream connect error or disconnect/reset before headers. reset reason: overflow", []route.HeaderValue{{Name: "x-envoy-overloaded", Value: "true"}}}
+	tryFailures = [...]failure.Kind{exchange.Total: failure.PerTryTimeout, exchange.Idle: failure.PerTryIdleTimeout}
 
-	// failAnswered says that the request was already answered.
-	failAnswered = &failure{}
+	resetFailures = [...]failure.Kind{
+		message.RemoteReset:      failure.RemoteReset,
+		message.Refused:          failure.RefusedStream,
+		message.ConnectionClosed: failure.ConnectionTermination,
+		message.ConnectFailure:   failure.ConnectFailure,
+		message.ConnectTimeout:   failure.ConnectTimeout,
+		message.ProtocolError:    failure.UpstreamProtocol,
+		message.LocalReset:       failure.LocalReset,
+		message.Overflow:         failure.Overflow,
+		message.TLSFailure:       failure.TLSFailure,
+	}
 )
-
-// resetFailures maps how an upstream attempt ended to the failure.
-var resetFailures = [...]failure{
-	message.RemoteReset:      {503, FlagUR, "upstream_reset_before_response_started{remote_reset}", resetBody("remote reset"), nil},
-	message.Refused:          {503, FlagUR, "upstream_reset_before_response_started{remote_refused_stream_reset}", resetBody("remote refused stream reset"), nil},
-	message.ConnectionClosed: {503, FlagUC, "upstream_reset_before_response_started{connection_termination}", resetBody("connection termination"), nil},
-	message.ConnectFailure:   {503, FlagUF, "upstream_reset_before_response_started{remote_connection_failure}", resetBody("remote connection failure"), nil},
-	message.ConnectTimeout:   {503, FlagUF, "upstream_reset_before_response_started{connection_timeout}", resetBody("connection timeout"), nil},
-	message.ProtocolError:    {502, FlagUPE, "upstream_reset_before_response_started{protocol_error}", resetBody("protocol error"), nil},
-	message.LocalReset:       {503, FlagLR, "upstream_reset_before_response_started{local_reset}", resetBody("local reset"), nil},
-	message.Overflow:         *failOverflow,
-	message.TLSFailure:       {503, FlagUF, "upstream_reset_before_response_started{remote_connection_failure|TLS_error}", resetBody("remote connection failure"), nil},
-}
-
-func resetBody(reason string) string {
-	return "upstream connect error or disconnect/reset before headers. reset reason: " + reason
-}
 
 // fail ends the request with a failure: as a response where none was begun,
 // by resetting the stream where one was.
-func (s *Stream) fail(f *failure) {
-	if s.over || f == failAnswered {
-		return
-	}
-	if f == failMaxDuration && s.received {
-		// The request is whole: it is not the client who is late.
-		s.failAs(f, 504)
-		return
-	}
-	s.failAs(f, f.status)
+func (s *Stream) fail(k failure.Kind) {
+	f := failure.Of(k)
+	s.failAs(f, f.Status, f.Details)
 }
 
-func (s *Stream) failAs(f *failure, status int) {
-	s.Flags |= f.flags
-	if s.replied {
-		s.setDetails(f.details)
-		s.resetDown(message.LocalReset)
-		return
-	}
-	s.Reply(status, f.body, f.details, 0, f.headers...)
+func (s *Stream) failAs(f *failure.Failure, status int, details string) {
+	s.answer(reply{status: status, grpc: f.GRPC, body: f.Body, details: details, flags: f.Flags, failure: f})
 }
 
 // resetDown ends a response that was begun and cannot be completed.
@@ -87,80 +45,113 @@ func (s *Stream) resetDown(r message.Reason) {
 	if s.over {
 		return
 	}
-	s.sent = true
-	s.received = true // the codec delivers nothing after a reset
+	// The codec delivers nothing after a reset.
+	s.request, s.response = requestReset, responseReset
 	s.Manager.Stats.At(s.worker.ID()).Inc(StatRqTxReset)
 	s.down.Reset(r)
 	s.finish()
 }
 
-// Reply answers the request locally. It is how filters refuse a request and
-// how failures become responses; details and flags go to the log. Where a
-// response was begun already, the stream is reset instead.
-func (s *Stream) Reply(status int, body, details string, flags Flags, headers ...route.HeaderValue) {
+// Reply answers the request locally, for a filter: details and flags go to the
+// log. The verdict is for the filter to return.
+func (s *Stream) Reply(status int, body, details string, flags failure.Flags, headers ...route.HeaderValue) Verdict {
+	s.answer(reply{status: status, grpc: failure.GRPCStatus(status), body: body, details: details, flags: flags, headers: headers})
+	return Answered
+}
+
+// reply is what a request is answered with locally.
+type reply struct {
+	status  int
+	grpc    codes.Code // for a client that speaks gRPC
+	body    string
+	details string
+	flags   failure.Flags
+	headers []route.HeaderValue
+	failure *failure.Failure // nil for a filter's reply
+}
+
+// answer answers the request locally. A reply passes the response's filters,
+// unless they have seen another response's head before. Where a response went
+// to the client already, the stream is reset instead.
+func (s *Stream) answer(r reply) {
 	if s.over {
 		return
 	}
-	s.Flags |= flags
-	if s.replied {
-		s.setDetails(details)
+	s.Flags |= r.flags
+	if s.response >= responseOpen {
+		s.setDetails(r.details)
 		s.resetDown(message.LocalReset)
 		return
 	}
-	s.Details = details
-	s.try.abandon()
+	s.Details = r.details
+	s.answered = true
+	s.routeTimer.Stop()
+	s.retryTimer.Stop()
+	s.try.Cancel()
+	s.filters.Cut(chain.Request)
+	if s.response == responseFilters {
+		s.direct = true
+		s.filters.Cut(chain.Response)
+	}
+	s.response = responseFilters
+	s.replyWith(s.writeReply(&r))
+}
+
+// writeReply makes s.Response the head of a reply, and returns its body.
+func (s *Stream) writeReply(r *reply) (body string) {
 	h := &s.Response
 	h.Reset()
-	head := s.Request.Is(message.Method, "HEAD")
-	if grpcCode, ok := s.grpc(status); ok {
+	if body = r.body; IsGRPC(&s.Request) {
 		// A gRPC client reads trailers, not the status or the body.
 		h.AddNameString(message.Status, "200")
 		h.AddNameString(message.ContentType, "application/grpc")
-		h.SetNameInt(message.GRPCStatus, int64(grpcCode))
+		h.SetNameInt(message.GRPCStatus, int64(r.grpc))
 		if body != "" {
 			h.SetName(message.GRPCMessage, percentEncode(s.factory.scratch[:0], body))
 		}
 		body = ""
 	} else {
-		h.SetStatus(status)
+		h.SetStatus(r.status)
 		if body != "" {
 			h.SetNameInt(message.ContentLength, int64(len(body)))
 			h.AddNameString(message.ContentType, "text/plain")
 		}
 	}
-	for _, v := range headers {
+	if r.failure != nil {
+		for _, v := range r.failure.Headers {
+			h.Set(v[0], v[1])
+		}
+	}
+	for _, v := range r.headers {
 		h.Set(v.Name, v.Value)
 	}
-	s.Status = status
-	s.sendHead(body == "" || head)
-	if body != "" && !head && !s.over {
-		s.Sent += uint64(len(body))
-		s.down.Data([]byte(body), true)
-		s.responseSent()
+	s.mutateResponse()
+	if s.Request.Is(message.Method, "HEAD") {
+		return ""
+	}
+	return body
+}
+
+// replyWith sends s.Response and its body on its way.
+func (s *Stream) replyWith(body string) {
+	if s.direct {
+		if s.sendHead(body == ""); body != "" {
+			s.sendData([]byte(body), true)
+		}
+		return
+	}
+	epoch := s.filters.Epoch(chain.Response)
+	s.filters.Head(chain.Response, body == "")
+	if body != "" && !s.over && s.filters.Epoch(chain.Response) == epoch {
+		s.filters.Data(chain.Response, []byte(body), true)
 	}
 }
 
-// grpc says whether the client speaks gRPC, and the gRPC status for an HTTP
-// status (https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md).
-func (s *Stream) grpc(status int) (code int, ok bool) {
-	ct := s.Request.Get(message.ContentType)
+// IsGRPC says whether a head is gRPC's, by its content type.
+func IsGRPC(h *message.Head) bool {
 	const grpc = "application/grpc"
-	if len(ct) < len(grpc) || string(ct[:len(grpc)]) != grpc || len(ct) > len(grpc) && ct[len(grpc)] != '+' && ct[len(grpc)] != ';' {
-		return 0, false
-	}
-	switch status {
-	case 400:
-		return 13, true
-	case 401:
-		return 16, true
-	case 403:
-		return 7, true
-	case 404:
-		return 12, true
-	case 429, 502, 503, 504:
-		return 14, true
-	}
-	return 2, true
+	ct := h.Get(message.ContentType)
+	return len(ct) >= len(grpc) && string(ct[:len(grpc)]) == grpc && (len(ct) == len(grpc) || ct[len(grpc)] == '+' || ct[len(grpc)] == ';')
 }
 
 // percentEncode writes a grpc-message (gRPC over HTTP/2, "Percent-Encoded").

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/route"
 	"sallyport/sidecar/upstream"
@@ -41,7 +42,9 @@ func (s *Stream) retryPolicy() {
 		}
 		h.RemoveName(message.XEnvoyMaxRetries)
 	}
-	s.retained = s.retryOn != 0 && s.retries > 0 && !s.headOnly && !h.Has(message.Upgrade)
+	if s.retryOn != 0 && s.retries > 0 && !h.Has(message.Upgrade) {
+		s.body.Keep()
+	}
 	if r != nil && r.AvoidPrevious {
 		s.pick.Attempts = max(r.HostAttempts, 1)
 	}
@@ -66,7 +69,7 @@ func (s *Stream) retryResponse(h *message.Head, status int) bool {
 		return false
 	}
 	// The rest of the response is of no interest to anyone.
-	s.try.abandon()
+	s.try.Cancel()
 	if ok {
 		s.retryAfter(wait)
 	} else {
@@ -137,7 +140,7 @@ func (s *Stream) resetHeader(h *message.Head) (time.Duration, bool) {
 // retryReset says whether an attempt that ended without a response is retried, and begins that.
 func (s *Stream) retryReset(r message.Reason) bool {
 	on := s.retryOn
-	if s.replied || on == 0 || r == message.Overflow {
+	if on == 0 || r == message.Overflow {
 		return false
 	}
 	unsent := r == message.ConnectFailure || r == message.ConnectTimeout || r == message.TLSFailure
@@ -145,7 +148,7 @@ func (s *Stream) retryReset(r message.Reason) bool {
 	case on&(route.On5xx|route.OnReset) != 0,
 		on&route.OnGatewayError != 0,
 		on&route.OnConnectFailure != 0 && unsent,
-		on&route.OnResetBeforeRequest != 0 && (unsent || !s.try.headSent),
+		on&route.OnResetBeforeRequest != 0 && (unsent || !s.try.Headed()),
 		on&route.OnRefusedStream != 0 && r == message.Refused:
 	default:
 		return false
@@ -159,7 +162,7 @@ func (s *Stream) retryReset(r message.Reason) bool {
 
 // retryTimeout says whether a try that took too long is retried, and begins that.
 func (s *Stream) retryTimeout() bool {
-	if s.replied || s.retryOn&(route.On5xx|route.OnGatewayError|route.OnReset) == 0 || !s.mayRetry() {
+	if s.retryOn&(route.On5xx|route.OnGatewayError|route.OnReset) == 0 || !s.mayRetry() {
 		return false
 	}
 	s.retryLater()
@@ -171,11 +174,11 @@ func (s *Stream) mayRetry() bool {
 	st := s.cluster.Stats.At(s.worker.ID())
 	if s.retries == 0 {
 		st.Inc(upstream.StatRqRetryLimit)
-		s.Flags |= FlagURX
+		s.Flags |= failure.URX
 		return false
 	}
-	if !s.headOnly && !s.retained {
-		return false // part of the body is gone
+	if !s.body.Whole() {
+		return false // part of it is gone
 	}
 	s.doneRetrying()
 	if !s.cluster.Retry(s.forward.Priority) {
@@ -217,6 +220,6 @@ func (s *Stream) retryAfter(d time.Duration) {
 }
 
 func (s *Stream) retryNow() {
-	s.try.waiter.Fresh = false
+	defer s.guard()
 	s.attempt()
 }

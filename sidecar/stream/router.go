@@ -7,6 +7,7 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/route"
 	"sallyport/sidecar/upstream"
@@ -15,33 +16,54 @@ import (
 // match finds the route in the table of this moment, so that a change is in
 // force at the next request of an open connection.
 func (s *Stream) match() {
-	s.Route, s.forward, s.weighted, s.Cluster = nil, nil, nil, ""
-	t := s.Manager.Routes.Table()
-	if t == nil {
-		return
-	}
-	known := s.Conn.Peer != nil // a certificate that was not verified ends the handshake
-	s.Route = t.Match(&s.Request, s.random, route.MatchInfo{TLS: s.Conn.TLS != nil, ClientCert: known, Validated: known, Internal: s.Request.Has(message.XEnvoyInternal)})
+	s.forward, s.weighted, s.Cluster = nil, nil, ""
+	s.Route, s.overrides = s.routeOf(s.Manager, &s.Request)
 	if s.Route == nil || s.Route.Forward == nil {
 		return
 	}
 	s.forward = s.Route.Forward
-	if n := len(s.forward.Clusters); n == 1 {
-		s.weighted = &s.forward.Clusters[0]
-	} else if n > 1 && s.forward.TotalWeight > 0 {
-		at := uint32(s.random>>20) % s.forward.TotalWeight
-		for i := range s.forward.Clusters {
-			w := &s.forward.Clusters[i]
-			if at < w.Weight {
-				s.weighted = w
-				break
-			}
-			at -= w.Weight
-		}
-	}
-	if s.weighted != nil {
+	if s.weighted = s.choose(s.forward); s.weighted != nil {
 		s.Cluster = s.weighted.Cluster.Name
 	}
+}
+
+// routeOf finds the route of a head, and what it says of the filters.
+func (s *Stream) routeOf(m *Manager, h *message.Head) (*route.Route, []route.Override) {
+	t := m.Routes.Table()
+	if t == nil {
+		return nil, nil
+	}
+	known := s.Conn.Peer != nil // a certificate that was not verified ends the handshake
+	r := t.Match(h, s.random, route.MatchInfo{TLS: s.Conn.TLS != nil, ClientCert: known, Validated: known, Internal: h.Has(message.XEnvoyInternal)})
+	switch {
+	case r == nil:
+		return nil, nil
+	case r.Forward == nil:
+		return r, r.Overrides
+	}
+	if w := s.choose(r.Forward); w != nil {
+		return r, w.Overrides
+	}
+	return r, r.Overrides
+}
+
+// choose picks one of the weighted clusters, nil where the cluster is named by a header.
+func (s *Stream) choose(f *route.Forward) *route.WeightedCluster {
+	if len(f.Clusters) == 1 {
+		return &f.Clusters[0]
+	}
+	if f.TotalWeight == 0 {
+		return nil
+	}
+	at := uint32(s.random>>20) % f.TotalWeight
+	for i := range f.Clusters {
+		w := &f.Clusters[i]
+		if at < w.Weight {
+			return w
+		}
+		at -= w.Weight
+	}
+	return nil
 }
 
 // Reroute matches the route again: a filter changed what it depends on.
@@ -49,13 +71,13 @@ func (s *Stream) Reroute() { s.match() }
 
 // forwardRequest is the router: what happens to a request that every filter let pass.
 func (s *Stream) forwardRequest() {
-	s.routed = true
 	r := s.Route
+	s.asked.Take(&s.Request)
 	st := s.Manager.Stats.At(s.worker.ID())
 	switch {
 	case r == nil:
 		st.Inc(StatNoRoute)
-		s.fail(failNoRoute)
+		s.fail(failure.NoRoute)
 		return
 	case r.Redirect != nil:
 		s.redirect(r.Redirect)
@@ -69,27 +91,28 @@ func (s *Stream) forwardRequest() {
 	s.cluster = s.chooseCluster()
 	if s.cluster == nil {
 		st.Inc(StatNoCluster)
-		s.Flags |= FlagNC
-		s.Reply(f.NotFoundStatus, "", "cluster_not_found", 0)
+		k := failure.Of(failure.NoCluster)
+		s.failAs(k, f.NotFoundStatus, k.Details)
 		return
 	}
 	s.Cluster = s.cluster.Config.Name
 	if !s.upgradeAllowed() {
-		s.fail(failUpgrade)
+		s.fail(failure.UpgradeRefused)
 		return
 	}
 	if s.cluster.DropOverload() {
-		s.fail(failDrop)
+		s.fail(failure.DropOverload)
 		return
 	}
 	s.pick = upstream.Pick{Worker: s.worker.ID(), Original: s.Conn.OriginalDst}
 	if len(f.Hash) > 0 {
 		s.hash(f.Hash)
 	}
+	s.body.Limit = min(limitOr(s.cluster.Config.BufferLimit), limitOr(s.Conn.BufferLimit))
 	s.timeouts()
 	s.retryPolicy()
 	s.mutateRequest()
-	if s.received {
+	if s.request == requestWhole || s.deadline {
 		s.startRouteTimer()
 	}
 	s.attempt()
@@ -238,7 +261,9 @@ func (s *Stream) timeouts() {
 	}
 	if f.HonorGRPCTimeout {
 		if d, ok := grpcTimeout(s.Request.Get(message.GRPCTimeout)); ok {
-			s.timeout = d
+			// The caller's deadline counts from when it made the call, also
+			// while it still streams its request.
+			s.timeout, s.deadline = d, true
 			if f.MaxGRPCTimeout > 0 && (d == 0 || d > f.MaxGRPCTimeout) {
 				s.timeout = f.MaxGRPCTimeout
 			}
@@ -246,7 +271,7 @@ func (s *Stream) timeouts() {
 	}
 	if v := s.Request.Get(message.XEnvoyUpstreamRequestTimeout); v != nil {
 		if ms, err := strconv.ParseUint(string(v), 10, 32); err == nil {
-			s.timeout = time.Duration(ms) * time.Millisecond
+			s.timeout, s.deadline = time.Duration(ms)*time.Millisecond, false
 		}
 		s.Request.RemoveName(message.XEnvoyUpstreamRequestTimeout)
 	}
@@ -254,7 +279,7 @@ func (s *Stream) timeouts() {
 		s.perTry = 0
 	}
 	if s.Request.Has(message.Upgrade) || s.Request.Is(message.Method, "CONNECT") {
-		s.timeout, s.perTry = 0, 0 // a tunnel lives as long as it is used
+		s.timeout, s.perTry, s.deadline = 0, 0, false // a tunnel lives as long as it is used
 	}
 	if !s.Manager.SuppressEnvoyHeaders && s.timeout > 0 {
 		least := s.timeout
@@ -305,12 +330,13 @@ func (s *Stream) startRouteTimer() {
 }
 
 func (s *Stream) routeTimeout() {
+	defer s.guard()
 	s.cluster.Stats.At(s.worker.ID()).Inc(upstream.StatRqTimeout)
-	if s.Host != nil && !s.try.responded {
+	if s.try.Live() && !s.try.Responded() {
 		// The host did not answer in time: outlier detection takes it as a 504.
 		s.Host.Report(504)
 	}
-	s.fail(failRouteTime)
+	s.fail(failure.RouteTimeout)
 }
 
 // mutateRequest writes the head as it goes upstream.

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"time"
 
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/route"
 	"sallyport/sidecar/upstream"
@@ -53,7 +54,7 @@ type Info struct {
 	Duration  time.Duration // set when the stream is over
 
 	Status  int // of the response; 0 where there was none
-	Flags   Flags
+	Flags   failure.Flags
 	Details string // response code details, e.g. "via_upstream", "route_not_found"
 
 	Cluster         string // name of the chosen cluster
@@ -64,7 +65,7 @@ type Info struct {
 	UpstreamProto   Protocol
 	UpstreamTLS     bool
 
-	// JWT, if set by jwt_authn, is the payload of the verified token.
+	// Metadata is what filters tell each other and the logs.
 	Metadata []Metadatum
 	Span     Span
 	// TraceID is set by the tracer, in hex, for logs.
@@ -84,62 +85,4 @@ type Timings struct {
 	UpstreamEnd   time.Duration // last byte sent upstream
 	ResponseStart time.Duration // head received from upstream
 	ResponseEnd   time.Duration // last byte received from upstream
-}
-
-// Flags are Envoy's response flags.
-type Flags uint32
-
-const (
-	FlagUH    Flags = 1 << iota // no healthy upstream
-	FlagUF                      // upstream connection failure
-	FlagUO                      // upstream overflow (circuit breaker)
-	FlagNR                      // no route found
-	FlagURX                     // upstream retry limit exceeded
-	FlagNC                      // no cluster found
-	FlagDT                      // duration timeout
-	FlagDC                      // downstream connection termination
-	FlagLR                      // connection local reset
-	FlagLH                      // local service failed health check
-	FlagUT                      // upstream request timeout
-	FlagUR                      // upstream remote reset
-	FlagUC                      // upstream connection termination
-	FlagUPE                     // upstream protocol error
-	FlagDPE                     // downstream protocol error
-	FlagRL                      // local rate limit
-	FlagUAEX                    // denied by external or role-based authorization
-	FlagSI                      // stream idle timeout
-	FlagIH                      // invalid envoy headers
-	FlagUMSDR                   // upstream max stream duration reached
-	FlagOM                      // overload manager
-	FlagDR                      // downstream remote reset
-)
-
-var flagNames = [...]string{"UH", "UF", "UO", "NR", "URX", "NC", "DT", "DC", "LR", "LH", "UT", "UR", "UC", "UPE", "DPE",
-	"RL", "UAEX", "SI", "IH", "UMSDR", "OM", "DR"}
-
-// Append writes the flags as access logs print them: "UF,URX", or "-".
-func (f Flags) Append(dst []byte) []byte {
-	if f == 0 {
-		return append(dst, '-')
-	}
-	first := true
-	for i, n := range flagNames {
-		if f&(1<<i) != 0 {
-			if !first {
-				dst = append(dst, ',')
-			}
-			dst, first = append(dst, n...), false
-		}
-	}
-	return dst
-}
-
-// Has says whether the flag with that short name ("UH") is set.
-func (f Flags) Has(name string) bool {
-	for i, n := range flagNames {
-		if n == name {
-			return f&(1<<i) != 0
-		}
-	}
-	return false
 }

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/route"
 	"sallyport/sidecar/stream"
@@ -27,7 +28,7 @@ func finished() *stream.Stream {
 		Route: &route.Route{Name: "r1", VirtualHost: "v1", TraceSampling: -1}, Protocol: stream.ProtocolHTTP2,
 		Start:   time.Date(2026, 3, 9, 8, 7, 6, 5004003, time.UTC),
 		Timings: stream.Timings{RequestEnd: 3 * time.Millisecond, UpstreamEnd: 4 * time.Millisecond, ResponseStart: 20 * time.Millisecond, ResponseEnd: 25 * time.Millisecond},
-		Status:  503, Received: 11, Sent: 22, Duration: 26 * time.Millisecond, Flags: stream.FlagUF | stream.FlagURX, Details: "upstream_reset",
+		Status:  503, Received: 11, Sent: 22, Duration: 26 * time.Millisecond, Flags: failure.UF | failure.URX, Details: "upstream_reset",
 		Cluster: "orders", UpstreamLocal: netip.MustParseAddrPort("127.0.0.1:9"), UpstreamFailure: "TLS handshake failed", Attempts: 2, TraceID: "4bf9",
 	}
 	for _, h := range [][2]string{{":method", "GET"}, {":path", "/now?x=1"}, {":authority", "shop.example"}, {"user-agent", `curl "8"`}, {"x-request-id", "id-1"}, {"x-empty", ""}} {

@@ -14,6 +14,7 @@ const (
 	StatRq5xx
 	StatRqTimeout
 	StatRqPerTryTimeout
+	StatRqPerTryIdleTimeout
 	StatRqRetry
 	StatRqRetrySuccess
 	StatRqRetryLimit
@@ -68,7 +69,7 @@ func descs() []metric.Desc {
 	for i, n := range map[int]string{
 		StatRqTotal: "upstream_rq_total", StatRqCompleted: "upstream_rq_completed",
 		StatRq1xx: "upstream_rq_1xx", StatRq2xx: "upstream_rq_2xx", StatRq3xx: "upstream_rq_3xx", StatRq4xx: "upstream_rq_4xx", StatRq5xx: "upstream_rq_5xx",
-		StatRqTimeout: "upstream_rq_timeout", StatRqPerTryTimeout: "upstream_rq_per_try_timeout",
+		StatRqTimeout: "upstream_rq_timeout", StatRqPerTryTimeout: "upstream_rq_per_try_timeout", StatRqPerTryIdleTimeout: "upstream_rq_per_try_idle_timeout",
 		StatRqRetry: "upstream_rq_retry", StatRqRetrySuccess: "upstream_rq_retry_success", StatRqRetryLimit: "upstream_rq_retry_limit_exceeded", StatRqRetryOverflow: "upstream_rq_retry_overflow",
 		StatRqRxReset: "upstream_rq_rx_reset", StatRqTxReset: "upstream_rq_tx_reset", StatRqCancelled: "upstream_rq_cancelled",
 		StatRqPendingTotal: "upstream_rq_pending_total", StatRqPendingOverflow: "upstream_rq_pending_overflow", StatRqPendingFailure: "upstream_rq_pending_failure_eject",

@@ -90,9 +90,8 @@ func compileRoute(c *filter.Compiler, cfg *anypb.Any) any {
 func (f *Filter) Name() string { return f.name }
 
 // RequestHead answers a preflight, or notes that the response needs headers.
-func (f *Filter) RequestHead(s *stream.Stream, slot int, h *message.Head, _ bool) stream.Verdict {
-	o, _ := s.Override(f.name)
-	p, is := o.(*policy)
+func (f *Filter) RequestHead(c stream.Context, h *message.Head, _ bool) stream.Verdict {
+	p, is := c.Override().(*policy)
 	if !is {
 		return stream.Continue
 	}
@@ -105,8 +104,7 @@ func (f *Filter) RequestHead(s *stream.Stream, slot int, h *message.Head, _ bool
 	if !p.allows(origin) {
 		f.invalid.Inc()
 		if enabled && preflight && !p.forwardMismatch {
-			s.Reply(200, "", "cors_response", 0)
-			return stream.Replied
+			return c.Stream.Reply(200, "", "cors_response", 0)
 		}
 		return stream.Continue
 	}
@@ -114,12 +112,11 @@ func (f *Filter) RequestHead(s *stream.Stream, slot int, h *message.Head, _ bool
 	if !enabled {
 		return stream.Continue
 	}
-	*s.Slot(slot) = p // ResponseHead adds the headers, to the preflight's answer too
+	*c.Slot() = p // ResponseHead adds the headers, to the preflight's answer too
 	if !preflight {
 		return stream.Continue
 	}
-	s.Reply(200, "", "cors_response", 0, p.preflight(h)...)
-	return stream.Replied
+	return c.Stream.Reply(200, "", "cors_response", 0, p.preflight(h)...)
 }
 
 func (p *policy) allows(origin []byte) bool {
@@ -152,19 +149,20 @@ func (p *policy) preflight(h *message.Head) []route.HeaderValue {
 }
 
 // ResponseHead adds the headers to a response that the policy lets the origin read.
-func (f *Filter) ResponseHead(s *stream.Stream, slot int, h *message.Head, _ bool) {
-	p, is := (*s.Slot(slot)).(*policy)
+func (f *Filter) ResponseHead(c stream.Context, h *message.Head, _ bool) stream.Verdict {
+	p, is := (*c.Slot()).(*policy)
 	if !is {
-		return
+		return stream.Continue
 	}
 	// The origin is one that the policy allows; "*" would not go with credentials.
-	h.SetName(message.AccessControlAllowOrigin, s.Request.Get(message.Origin))
+	h.SetName(message.AccessControlAllowOrigin, c.Stream.Request.Get(message.Origin))
 	if p.credentials {
 		h.SetNameString(message.AccessControlAllowCredentials, "true")
 	}
 	if p.expose != "" {
 		h.SetNameString(message.AccessControlExposeHeaders, p.expose)
 	}
+	return stream.Continue
 }
 
 func chance(millionths uint32) bool {

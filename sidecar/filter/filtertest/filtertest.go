@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"sallyport/sidecar/config/fields"
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/filter"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/message"
@@ -95,7 +96,11 @@ func New(t testing.TB, f stream.Filter, override any) *Rig {
 	r.Worker = w
 	r.Route = &route.Route{Direct: &route.Direct{Status: 200, Body: []byte("passed")}, TraceSampling: -1}
 	if override != nil {
-		r.Route.Overrides = []route.Override{{Filter: f.Name(), Config: override}}
+		r.Route.Overrides = []route.Override{{Config: override}}
+	}
+	chain, err := stream.NewChain([]stream.Filter{f}, make([]route.FilterID, 1))
+	if err != nil {
+		t.Fatal(err)
 	}
 	table, err := route.NewTable([]*route.VirtualHost{{Name: "v", Domains: []string{"*"},
 		Entries: []route.Entry{{Matcher: route.NewPath(route.PathPrefix, "/", false), Route: r.Route}}}}, route.TableOptions{})
@@ -103,7 +108,7 @@ func New(t testing.TB, f stream.Filter, override any) *Rig {
 		t.Fatal(err)
 	}
 	reg := metric.NewRegistry(1)
-	r.manager = &stream.Manager{StatPrefix: "test", Stats: reg.Set("http", "test", stream.Stats), Routes: route.NewHandle("r", table), Filters: []stream.Filter{f}}
+	r.manager = &stream.Manager{StatPrefix: "test", Stats: reg.Set("http", "test", stream.Stats), Routes: route.NewHandle("r", table), Filters: chain}
 	peer := netip.MustParseAddrPort("127.0.0.1:4321")
 	r.Conn = &stream.Connection{Worker: w, Remote: peer, Direct: peer, Local: netip.MustParseAddrPort("127.0.0.1:80")}
 	r.factory = stream.NewFactory(w, nil)
@@ -126,7 +131,7 @@ type Result struct {
 	Head    message.Head // of the response
 	Request message.Head // as the filters left it
 	Details string
-	Flags   stream.Flags
+	Flags   failure.Flags
 	// Metadata is what filters recorded, as "namespace key".
 	Metadata map[string]any
 }

@@ -66,7 +66,6 @@ func compile(c *filter.Compiler, cfg *anypb.Any) stream.Filter {
 	f := &Filter{
 		name: c.FilterName, requirements: map[string]*requirement{}, bypass: m.GetBypassCorsPreflight(), strip: m.GetStripFailureResponse(),
 		allowed: c.Counter(prefix + "allowed"), denied: c.Counter(prefix + "denied"), bypassed: c.Counter(prefix + "cors_preflight_bypassed"),
-		verifying: make(chan struct{}, verifiers()),
 	}
 	k := &compiler{Compiler: c, providers: map[string]*provider{}, filter: f}
 	for n := range m.GetProviders() {

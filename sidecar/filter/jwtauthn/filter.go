@@ -6,11 +6,12 @@
 package jwtauthn
 
 import (
-	"runtime"
 	"strings"
 
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/filter"
 	"sallyport/sidecar/message"
+	"sallyport/sidecar/offload"
 	"sallyport/sidecar/route"
 	"sallyport/sidecar/stream"
 )
@@ -27,8 +28,6 @@ type Filter struct {
 	sanitize []string
 
 	allowed, denied, bypassed filter.Counter
-	// verifying bounds the signatures that are verified off the workers at a time.
-	verifying chan struct{}
 }
 
 // rule is a compiled RequirementRule.
@@ -43,9 +42,6 @@ type override struct {
 	name     string
 }
 
-// pause is what a request that waits for a goroutine keeps in its slot.
-type pause struct{ over bool }
-
 // scratch is the key of the worker's evaluation, which all requests use in turn.
 type scratch struct{}
 
@@ -55,7 +51,8 @@ func newEvaluation() any { return &evaluation{} }
 func (f *Filter) Name() string { return f.name }
 
 // RequestHead checks the request's tokens.
-func (f *Filter) RequestHead(s *stream.Stream, slot int, h *message.Head, _ bool) stream.Verdict {
+func (f *Filter) RequestHead(c stream.Context, h *message.Head, _ bool) stream.Verdict {
+	s := c.Stream
 	for _, n := range f.sanitize {
 		h.Remove(n)
 	}
@@ -63,11 +60,10 @@ func (f *Filter) RequestHead(s *stream.Stream, slot int, h *message.Head, _ bool
 		f.bypassed.Inc()
 		return stream.Continue
 	}
-	need, wrong := f.requirement(s, h)
+	need, wrong := f.requirement(c, h)
 	if wrong != "" {
 		f.denied.Inc()
-		s.Reply(403, "Failed JWT authentication: Wrong requirement_name: "+wrong+". It should be one of ["+f.known+"]", "jwt_authn_access_denied{wrong_requirement_name}", 0)
-		return stream.Replied
+		return s.Reply(403, "Failed JWT authentication: Wrong requirement_name: "+wrong+". It should be one of ["+f.known+"]", "jwt_authn_access_denied{wrong_requirement_name}", 0)
 	}
 	if need == nil {
 		f.allowed.Inc()
@@ -79,33 +75,22 @@ func (f *Filter) RequestHead(s *stream.Stream, slot int, h *message.Head, _ bool
 	if st != pending {
 		return f.finish(s, h, e, st)
 	}
-	p := &pause{}
-	*s.Slot(slot) = p
-	f.verifyLater(s, h, need, e.waiting, p)
-	return stream.Pause
-}
-
-// Done tells a goroutine that still verifies that nobody waits any more.
-func (f *Filter) Done(s *stream.Stream, slot int) {
-	if p, is := (*s.Slot(slot)).(*pause); is {
-		p.over = true
-	}
+	return f.verifyLater(c, need, e.waiting)
 }
 
 // requirement finds what the request needs; wrong is the name of a
 // requirement that the route asks for and that there is not.
-func (f *Filter) requirement(s *stream.Stream, h *message.Head) (need *requirement, wrong string) {
-	if o, _ := s.Override(f.name); o != nil {
-		if o, is := o.(*override); is {
-			if o.disabled {
-				return nil, ""
-			}
-			if need = f.requirements[o.name]; need == nil {
-				return nil, o.name
-			}
-			return need, ""
+func (f *Filter) requirement(c stream.Context, h *message.Head) (need *requirement, wrong string) {
+	if o, is := c.Override().(*override); is {
+		if o.disabled {
+			return nil, ""
 		}
+		if need = f.requirements[o.name]; need == nil {
+			return nil, o.name
+		}
+		return need, ""
 	}
+	s := c.Stream
 	for i := range f.rules {
 		// Rules have no fractions, so no random number is needed.
 		if r := &f.rules[i]; r.match.Match(h, 0, route.MatchInfo{TLS: s.Conn.TLS != nil, ClientCert: s.Conn.Peer != nil, Validated: s.Conn.Peer != nil}) {
@@ -115,12 +100,9 @@ func (f *Filter) requirement(s *stream.Stream, h *message.Head) (need *requireme
 	return nil, ""
 }
 
-// verifyLater verifies signatures on a goroutine, and goes on with the
-// request on its worker.
-func (f *Filter) verifyLater(s *stream.Stream, h *message.Head, need *requirement, waiting []verdict, p *pause) {
-	w := s.Worker()
-	go func() {
-		f.verifying <- struct{}{}
+// verifyLater verifies signatures on a goroutine, and then goes on with the request.
+func (f *Filter) verifyLater(c stream.Context, need *requirement, waiting []verdict) stream.Verdict {
+	job := offload.Of(c.Stream.Worker()).New(c.Stream.Remote.Addr(), func() {
 		for i := range waiting {
 			v := &waiting[i]
 			if v.status != pending {
@@ -130,23 +112,20 @@ func (f *Filter) verifyLater(s *stream.Stream, h *message.Head, need *requiremen
 				v.provider.cache.put(v.token)
 			}
 		}
-		<-f.verifying
-		w.Post(func() {
-			if p.over {
-				return
-			}
-			e := &evaluation{head: h, now: s.Now(), verified: waiting}
-			st := need.evaluate(e)
-			if st == pending {
-				// With requires_all a second token may only now come up for verification.
-				f.verifyLater(s, h, need, append(waiting, e.waiting...), p)
-				return
-			}
-			if f.finish(s, h, e, st) == stream.Continue {
-				s.Resume()
-			}
-		})
-	}()
+	})
+	return c.Await(job, func(c stream.Context) stream.Verdict {
+		s, h := c.Stream, &c.Stream.Request
+		if job.Refused || job.Failed != nil {
+			f.denied.Inc()
+			return s.Reply(503, "", "jwt_authn_overloaded", failure.OM)
+		}
+		e := &evaluation{head: h, now: s.Now(), verified: waiting}
+		if st := need.evaluate(e); st != pending {
+			return f.finish(s, h, e, st)
+		}
+		// With requires_all a second token may only now come up for verification.
+		return f.verifyLater(c, need, append(waiting, e.waiting...))
+	})
 }
 
 // finish lets the request go on or refuses it.
@@ -175,8 +154,7 @@ func (f *Filter) finish(s *stream.Stream, h *message.Head, e *evaluation, st sta
 	if f.strip {
 		body, challenge = "", "Bearer"
 	}
-	s.Reply(code, body, details[st], 0, route.HeaderValue{Name: "www-authenticate", Value: challenge})
-	return stream.Replied
+	return s.Reply(code, body, details[st], 0, route.HeaderValue{Name: "www-authenticate", Value: challenge})
 }
 
 // maxURI bounds the URI in a challenge.
@@ -203,6 +181,3 @@ func originalURI(h *message.Head) string {
 func isPreflight(h *message.Head) bool {
 	return h.Is(message.Method, "OPTIONS") && len(h.Get(message.Origin)) > 0 && len(h.Get(message.AccessControlRequestMethod)) > 0
 }
-
-// verifiers is how many signatures a filter verifies off the workers at a time.
-func verifiers() int { return max(1, runtime.GOMAXPROCS(0)/2) }

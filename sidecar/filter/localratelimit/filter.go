@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/filter"
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/route"
@@ -45,12 +46,10 @@ type limit struct {
 func (f *Filter) Name() string { return f.name }
 
 // RequestHead takes a token, or answers 429.
-func (f *Filter) RequestHead(s *stream.Stream, slot int, h *message.Head, _ bool) stream.Verdict {
-	l := f.limit
-	if o, _ := s.Override(f.name); o != nil {
-		if over, is := o.(*limit); is {
-			l = over
-		}
+func (f *Filter) RequestHead(c stream.Context, h *message.Head, _ bool) stream.Verdict {
+	l, s := f.limit, c.Stream
+	if over, is := c.Override().(*limit); is {
+		l = over
 	}
 	if l.bucket == nil && !l.perConnection || !chance(l.enabled) {
 		return stream.Continue
@@ -61,7 +60,7 @@ func (f *Filter) RequestHead(s *stream.Stream, slot int, h *message.Head, _ bool
 		b = l.ofConnection(s)
 	}
 	if l.rateLimit {
-		*s.Slot(slot) = b // for the response
+		*c.Slot() = b // for the response
 	}
 	now := s.Now()
 	if b.take(now) {
@@ -76,22 +75,22 @@ func (f *Filter) RequestHead(s *stream.Stream, slot int, h *message.Head, _ bool
 		return stream.Continue
 	}
 	l.refused.Inc()
-	s.Reply(l.status, "local_rate_limited", "local_rate_limited", stream.FlagRL, l.headers(s, h, b, now)...)
-	return stream.Replied
+	return s.Reply(l.status, "local_rate_limited", "local_rate_limited", failure.RL, l.headers(s, h, b, now)...)
 }
 
 // ResponseHead tells the client how much is left.
-func (f *Filter) ResponseHead(s *stream.Stream, slot int, h *message.Head, _ bool) {
-	b, is := (*s.Slot(slot)).(*bucket)
+func (f *Filter) ResponseHead(c stream.Context, h *message.Head, _ bool) stream.Verdict {
+	b, is := (*c.Slot()).(*bucket)
 	if !is {
-		return
+		return stream.Continue
 	}
-	now := s.Now()
+	now := c.Stream.Now()
 	var buf [20]byte
 	set := func(name string, n int64) { h.Set(name, string(strconv.AppendInt(buf[:0], n, 10))) }
 	set("x-ratelimit-limit", b.max)
 	set("x-ratelimit-remaining", b.left(now))
 	set("x-ratelimit-reset", seconds(b.refill(now)))
+	return stream.Continue
 }
 
 // headers are those of a refusal.
@@ -104,7 +103,7 @@ func (l *limit) headers(s *stream.Stream, h *message.Head, b *bucket, now time.T
 		m := &l.reply[i]
 		list = append(list, route.HeaderValue{Name: m.Name, Value: value(m, s)})
 	}
-	if l.exhausted && isGRPC(h) {
+	if l.exhausted && stream.IsGRPC(h) {
 		list = append(list, route.HeaderValue{Name: "grpc-status", Value: "8"})
 	}
 	return list
@@ -152,11 +151,4 @@ func add(h *message.Head, m *route.HeaderMutation, s *stream.Stream) {
 	case m.Action == route.Overwrite, m.Action == route.AddIfAbsent && !there, m.Action == route.OverwriteIfExists && there:
 		h.Set(m.Name, v)
 	}
-}
-
-// isGRPC says whether the request is gRPC's by its content type.
-func isGRPC(h *message.Head) bool {
-	const grpc = "application/grpc"
-	ct := h.Get(message.ContentType)
-	return len(ct) >= len(grpc) && string(ct[:len(grpc)]) == grpc && (len(ct) == len(grpc) || ct[len(grpc)] == '+' || ct[len(grpc)] == ';')
 }

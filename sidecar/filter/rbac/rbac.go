@@ -84,13 +84,8 @@ var (
 func (f *Filter) Name() string { return f.name }
 
 // RequestHead lets the request pass or answers 403.
-func (f *Filter) RequestHead(s *stream.Stream, _ int, h *message.Head, _ bool) stream.Verdict {
-	r := f.rules
-	if o, _ := s.Override(f.name); o != nil {
-		if over, ok := o.(*rules); ok {
-			r = over
-		}
-	}
+func (f *Filter) RequestHead(c stream.Context, h *message.Head, _ bool) stream.Verdict {
+	r, s := f.of(c), c.Stream
 	x := facts{head: h, conn: s.Conn, remote: s.Remote.Addr().Unmap()}
 	if r.shadow != nil {
 		ok, p := r.shadow.judge(&x)
@@ -115,8 +110,26 @@ func (f *Filter) RequestHead(s *stream.Stream, _ int, h *message.Head, _ bool) s
 	if ok {
 		return stream.Continue
 	}
-	s.Reply(403, "RBAC: access denied", r.enforced.details(p), 0)
-	return stream.Replied
+	return s.Reply(403, "RBAC: access denied", r.enforced.details(p), 0)
+}
+
+// of returns the rules for the stream: the filter's own, or those of its route.
+func (f *Filter) of(c stream.Context) *rules {
+	if over, ok := c.Override().(*rules); ok {
+		return over
+	}
+	return f.rules
+}
+
+// Recheck judges a request that goes on under new rules. It counts nothing: it
+// is no other request.
+func (f *Filter) Recheck(c stream.Context, h *message.Head) (ok bool, details string) {
+	e := f.of(c).enforced
+	if e == nil {
+		return true, ""
+	}
+	ok, p := e.judge(&facts{head: h, conn: c.Stream.Conn, remote: c.Stream.Remote.Addr().Unmap()})
+	return ok, e.details(p)
 }
 
 func (e *engine) details(p *policy) string {
