@@ -139,17 +139,20 @@ func (s *Stream) Overflow(d chain.Direction) {
 	s.fail(failure.ResponseTooLarge)
 }
 
-// Panicked ends the stream after a panic: with 500 where no response was begun,
-// else by resetting it. A second one, in what this does, is the connection's.
+// Panicked ends the stream after a panic: with 500 where nothing went to the
+// client, else by resetting it. The answer passes no filter: one that panicked
+// might do so again. A second panic is the connection's.
 func (s *Stream) Panicked(v any) {
 	if report := s.factory.Panics; report != nil {
 		report(v, debug.Stack())
 	}
-	if s.crashed {
+	switch {
+	case s.over:
+	case s.crashed:
 		panic(v)
-	}
-	s.crashed = true
-	if !s.over {
+	default:
+		s.crashed = true
+		s.response = max(s.response, responseFilters)
 		s.fail(failure.Panic)
 	}
 }
@@ -180,8 +183,11 @@ func (s *Stream) MetadataValue(namespace, key string) any {
 // would take now. One that is not allowed any more ends: an L7 policy holds
 // for what is under way, too.
 func (s *Stream) Recheck() {
+	if s.over || !s.asked.Taken() {
+		return
+	}
 	m := s.owner.Manager()
-	if s.over || !s.asked.Taken() || !m.chain().Rechecks() {
+	if !m.chain().Rechecks() {
 		return
 	}
 	defer s.guard()

@@ -329,6 +329,24 @@ func (s *Stream) finish() {
 		return // reset before there was a head
 	}
 	s.filters.End()
+	s.conclude()
+	s.body.Clear()
+	if s.request == requestOpen && s.Protocol != ProtocolHTTP2 {
+		// The response is complete and the request is not: the rest of an
+		// HTTP/1 request would have to be read to the end, however long,
+		// so the connection ends instead. HTTP/2's codec resets the stream.
+		s.down.Reset(message.LocalReset)
+	}
+	s.owner.StreamDone(s)
+	// A stream that the codec may still call is left to the garbage collector.
+	if s.request > requestOpen && s.response >= responseWhole {
+		s.factory.recycle(s)
+	}
+}
+
+// conclude tells everybody what became of the stream.
+func (s *Stream) conclude() {
+	defer s.guard()
 	s.filters.Done()
 	st := s.Manager.Stats.At(s.worker.ID())
 	st.Add(StatRqActive, -1)
@@ -342,17 +360,5 @@ func (s *Stream) finish() {
 	}
 	if s.Span != nil {
 		s.Span.Finish(s)
-	}
-	s.body.Clear()
-	if s.request == requestOpen && s.Protocol != ProtocolHTTP2 {
-		// The response is complete and the request is not: the rest of an
-		// HTTP/1 request would have to be read to the end, however long,
-		// so the connection ends instead. HTTP/2's codec resets the stream.
-		s.down.Reset(message.LocalReset)
-	}
-	s.owner.StreamDone(s)
-	// A stream that the codec may still call is left to the garbage collector.
-	if s.request > requestOpen && s.response >= responseWhole {
-		s.factory.recycle(s)
 	}
 }

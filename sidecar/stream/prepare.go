@@ -34,13 +34,7 @@ func (s *Stream) prepare() failure.Kind {
 	edge := m.UseRemoteAddress
 	internal := s.client()
 	if edge && !internal {
-		// From outside these would let a client choose our timeouts and
-		// retries, or pass for somebody else.
-		for _, n := range [...]message.Name{message.XEnvoyInternal, message.XEnvoyRetryOn, message.XEnvoyRetryGRPCOn, message.XEnvoyMaxRetries,
-			message.XEnvoyUpstreamRequestTimeout, message.XEnvoyExpectedRequestTimeout, message.XEnvoyOriginalPath,
-			message.XEnvoyAttemptCount, message.XEnvoyDecoratorOperation, message.XEnvoyExternalAddress} {
-			h.RemoveName(n)
-		}
+		s.dropEnvoyFields()
 	}
 	if internal {
 		h.SetNameString(message.XEnvoyInternal, "true")
@@ -57,6 +51,19 @@ func (s *Stream) prepare() failure.Kind {
 	}
 	s.requestID(edge && !internal)
 	return failure.None
+}
+
+// dropEnvoyFields removes what speaks for the proxy, or to the next one: from
+// outside it would let a client choose our timeouts and retries, or pass for
+// somebody else. All of it, known here or not: the next hop may know more.
+func (s *Stream) dropEnvoyFields() {
+	h := &s.Request
+	for i := h.Len() - 1; i >= 0; i-- {
+		const prefix = "x-envoy-"
+		if name, _ := h.At(i); len(name) >= len(prefix) && name[:len(prefix)] == prefix {
+			h.RemoveAt(i)
+		}
+	}
 }
 
 // preparePath applies the manager's path options (normalize_path,
@@ -131,7 +138,8 @@ func (s *Stream) stripPort() {
 }
 
 // client decides who the client is and writes x-forwarded-for and
-// x-forwarded-proto; it says whether the client is internal.
+// x-forwarded-proto; it says whether the client is internal. Both fields are
+// lists, which may stand in several lines: all of them count.
 func (s *Stream) client() (internal bool) {
 	h, m, c := &s.Request, s.Manager, s.Conn
 	scheme := "http"
@@ -139,32 +147,34 @@ func (s *Stream) client() (internal bool) {
 		scheme = "https"
 	}
 	remote := c.Direct.Addr()
+	var told []byte
+	if h.Has(message.XForwardedFor) {
+		told, _ = h.Joined("x-forwarded-for")
+	}
 	if m.UseRemoteAddress {
 		// The peer of the socket is the client, unless trusted proxies
 		// stand before us: then it is so many addresses from the right.
-		single := !h.Has(message.XForwardedFor)
 		if m.TrustedHops > 0 {
-			if a, ok := forwardedFor(h.Get(message.XForwardedFor), int(m.TrustedHops)-1); ok {
+			if a, ok := forwardedFor(told, int(m.TrustedHops)-1); ok {
 				remote = a
 			}
 		}
+		internal = told == nil && within(m.InternalCIDRs, remote)
 		if !m.SkipXFF {
-			s.appendXFF(c.Direct.Addr())
+			s.appendXFF(told, c.Direct.Addr())
 		}
-		if m.TrustedHops == 0 || !h.Has(message.XForwardedProto) {
+		if m.TrustedHops == 0 {
 			h.SetNameString(message.XForwardedProto, scheme)
 		}
-		s.remote(remote)
-		internal = single && within(m.InternalCIDRs, remote)
 	} else {
-		if a, ok := forwardedFor(h.Get(message.XForwardedFor), int(m.TrustedHops)); ok {
+		if a, ok := forwardedFor(told, int(m.TrustedHops)); ok {
 			remote = a
 		}
-		if !h.Has(message.XForwardedProto) {
-			h.SetNameString(message.XForwardedProto, scheme)
-		}
-		s.remote(remote)
-		internal = bytes.IndexByte(h.Get(message.XForwardedFor), ',') < 0 && within(m.InternalCIDRs, remote)
+		internal = bytes.IndexByte(told, ',') < 0 && within(m.InternalCIDRs, remote)
+	}
+	s.remote(remote)
+	if !h.Has(message.XForwardedProto) || !agree(h, message.XForwardedProto) {
+		h.SetNameString(message.XForwardedProto, scheme)
 	}
 	// Upstreams, redirects and matchers see one scheme. An unknown value of
 	// x-forwarded-proto says nothing about it.
@@ -178,6 +188,25 @@ func (s *Stream) client() (internal bool) {
 	return internal
 }
 
+// agree says whether all fields of that name, which is there, have one value,
+// and leaves one of them: which of several counts must not depend on who reads.
+func agree(h *message.Head, n message.Name) bool {
+	v, fields := h.Get(n), 0
+	for i := range h.Len() {
+		if h.NameAt(i) != n {
+			continue
+		}
+		if _, o := h.At(i); string(o) != string(v) {
+			return false
+		}
+		fields++
+	}
+	if fields > 1 {
+		h.SetName(n, v)
+	}
+	return true
+}
+
 // remote notes the client's address; Direct stays the socket's peer.
 func (s *Stream) remote(a netip.Addr) {
 	if a == s.Conn.Direct.Addr() {
@@ -187,14 +216,13 @@ func (s *Stream) remote(a netip.Addr) {
 	s.Remote = netip.AddrPortFrom(a, 0)
 }
 
-func (s *Stream) appendXFF(a netip.Addr) {
-	h := &s.Request
+func (s *Stream) appendXFF(told []byte, a netip.Addr) {
 	var b [256]byte
 	v := b[:0]
-	if old := h.Get(message.XForwardedFor); len(old) > 0 {
-		v = append(append(v, old...), ',')
+	if len(told) > 0 {
+		v = append(append(v, told...), ',')
 	}
-	h.SetName(message.XForwardedFor, a.Unmap().AppendTo(v))
+	s.Request.SetName(message.XForwardedFor, a.Unmap().AppendTo(v))
 }
 
 // forwardedFor is the n-th address from the right of an x-forwarded-for value.

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"strconv"
 	"time"
@@ -131,19 +132,31 @@ func (s *Stream) chooseCluster() *upstream.Cluster {
 	return nil
 }
 
-// upgradeAllowed says whether an upgrade that the request asks for, if it does, is configured.
+// upgradeAllowed says whether the upgrade that the request asks for, if it
+// does, is configured: each protocol of the list, since the upstream is free to
+// choose (RFC 9110 §7.8).
 func (s *Stream) upgradeAllowed() bool {
-	name := s.Request.Get(message.Upgrade)
 	if s.Request.Is(message.Method, "CONNECT") {
-		name = []byte("connect")
-	} else if name == nil {
+		return s.upgradeTo([]byte("connect"))
+	}
+	if !s.Request.Has(message.Upgrade) {
 		return true
 	}
-	allowed := false
+	list, _ := s.Request.Joined("upgrade")
+	for item := range bytes.SplitSeq(list, []byte(",")) {
+		if item = bytes.TrimSpace(item); !s.upgradeTo(item) {
+			return false
+		}
+	}
+	return true
+}
+
+// upgradeTo says whether one protocol is configured; the route's word is the last.
+func (s *Stream) upgradeTo(name []byte) (allowed bool) {
 	for _, list := range [2][]route.Upgrade{s.Manager.Upgrades, s.forward.Upgrades} {
 		for _, u := range list {
 			if equalFold(name, u.Protocol) {
-				allowed = u.Enabled // the route's word is the last
+				allowed = u.Enabled
 			}
 		}
 	}

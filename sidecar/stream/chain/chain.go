@@ -189,9 +189,6 @@ func Compile[S Stream](filters []Filter, ids []route.FilterID) (*Chain[S], error
 	return c, nil
 }
 
-// Len is the number of filters.
-func (c *Chain[S]) Len() int { return len(c.filters) }
-
 // Rechecks says whether a filter of the chain can be asked again about a
 // request that it let pass.
 func (c *Chain[S]) Rechecks() bool { return len(c.recheck) > 0 }

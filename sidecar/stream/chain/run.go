@@ -126,11 +126,16 @@ func (r *Run[S]) Done() {
 		return
 	}
 	for i := range r.chain.done {
-		l := &r.chain.done[i]
-		if r.reached&(1<<l.at) != 0 {
-			l.call.Done(Context[S]{Stream: r.stream, run: r, at: l.at})
+		if l := &r.chain.done[i]; r.reached&(1<<l.at) != 0 {
+			r.tell(l)
 		}
 	}
+}
+
+// tell has a panic of one filter not keep the others from hearing.
+func (r *Run[S]) tell(l *link[Done[S]]) {
+	defer r.guard()
+	l.call.Done(Context[S]{Stream: r.stream, run: r, at: l.at})
 }
 
 // Recheck asks the chain's filters whether a stream that they, or those of the

@@ -56,6 +56,9 @@ func (b *Body) Keep() { b.kept = !b.HeadOnly }
 // Whole says that the request can be made from its beginning.
 func (b *Body) Whole() bool { return b.base == 0 }
 
+// Len is how many bytes are in memory.
+func (b *Body) Len() int { return b.content.Len() }
+
 // Ended says that the end of the request is here.
 func (b *Body) Ended() bool { return b.ended || b.HeadOnly }
 

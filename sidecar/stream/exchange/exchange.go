@@ -124,9 +124,6 @@ func (x *Exchange) Responded() bool { return x.response > nothing }
 // Headed says that the request's head was sent.
 func (x *Exchange) Headed() bool { return x.request >= headed }
 
-// Host is where the request goes, or went.
-func (x *Exchange) Host() *upstream.Host { return x.host }
-
 // Client is the connection, nil before Ready.
 func (x *Exchange) Client() *upstream.Client { return x.client }
 
