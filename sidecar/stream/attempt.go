@@ -134,14 +134,14 @@ func (r *router) Done(_ *exchange.Exchange, o exchange.Outcome) {
 		s.finish()
 	case o.Timeout != 0:
 		if s.response != responseNone || !s.retryTimeout() {
-			s.fail(tryFailures[o.Timeout])
+			s.fail(o.Failure())
 		}
 	case s.response == responseOpen:
-		s.Flags |= failure.Of(resetFailures[o.Reason]).Flags
+		s.Flags |= failure.Of(o.Failure()).Flags
 		s.setDetails("upstream_reset_after_response_started{" + o.Reason.String() + "}")
 		s.resetDown(message.RemoteReset)
 	case s.response == responseNone && s.retryReset(o.Reason):
 	default:
-		s.fail(resetFailures[o.Reason])
+		s.fail(o.Failure())
 	}
 }

@@ -9,24 +9,6 @@ import (
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/route"
 	"sallyport/sidecar/stream/chain"
-	"sallyport/sidecar/stream/exchange"
-)
-
-// tryFailures maps the timeouts of one try, resetFailures how it ended otherwise.
-var (
-	tryFailures = [...]failure.Kind{exchange.Total: failure.PerTryTimeout, exchange.Idle: failure.PerTryIdleTimeout}
-
-	resetFailures = [...]failure.Kind{
-		message.RemoteReset:      failure.RemoteReset,
-		message.Refused:          failure.RefusedStream,
-		message.ConnectionClosed: failure.ConnectionTermination,
-		message.ConnectFailure:   failure.ConnectFailure,
-		message.ConnectTimeout:   failure.ConnectTimeout,
-		message.ProtocolError:    failure.UpstreamProtocol,
-		message.LocalReset:       failure.LocalReset,
-		message.Overflow:         failure.Overflow,
-		message.TLSFailure:       failure.TLSFailure,
-	}
 )
 
 // fail ends the request with a failure: as a response where none was begun,

@@ -27,26 +27,6 @@ type User interface {
 	Done(x *Exchange, o Outcome)
 }
 
-// Outcome is how an exchange ended. The zero value is a complete response.
-type Outcome struct {
-	Reason  message.Reason
-	Timeout Timeout
-	Text    string // of a failed connection, for logs
-}
-
-// Complete says that the response came to its end.
-func (o Outcome) Complete() bool { return o.Reason == 0 && o.Timeout == 0 }
-
-// Timeout is which of the timeouts of a try ended the exchange.
-type Timeout uint8
-
-const (
-	// Total is per_try_timeout: no final head in time.
-	Total Timeout = iota + 1
-	// Idle is per_try_idle_timeout: nothing came for too long.
-	Idle
-)
-
 // phase of an exchange.
 type phase uint8
 
