@@ -41,9 +41,9 @@ lint: ## gofmt, vet, staticcheck
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 
-unit: build ## unit tests, with the race detector where there is a C compiler
+unit: build ## unit tests with the assertions of sidecar/invariants, and with the race detector where there is a C compiler
 	@[ -n "$(HAVE_CC)" ] || echo "race detector: not used: no C compiler (Debian: apt-get install gcc); the unit tests run without it"
-	$(if $(HAVE_CC),CGO_ENABLED=1) $(GO) test $(RACE) $(UNIT)
+	$(if $(HAVE_CC),CGO_ENABLED=1) $(GO) test $(RACE) -tags invariants $(UNIT)
 
 # Run inside the folder, so that go test shows the summary of what was not run. RUN=regexp picks tests.
 integration: build tools ## black-box tests of the binary with real Envoy, Consul, h2spec (RUN=regexp for some)

@@ -3,6 +3,12 @@
 // to one worker and is used on it alone: no lock, no atomic.
 package buffer
 
+import (
+	"unsafe"
+
+	"sallyport/sidecar/invariants"
+)
+
 // Size classes of a Pool: 4 KiB doubling to 1 MiB. Larger buffers are
 // allocated and left to the garbage collector.
 const (
@@ -14,6 +20,9 @@ const (
 
 // Pool is a worker's free list of byte slices. The zero value is ready to use.
 type Pool struct {
+	// Owner is the worker that alone may use the pool; nil is not checked.
+	Owner *invariants.Owner
+
 	free [classes][][]byte
 }
 
@@ -31,6 +40,7 @@ func class(n int) int {
 
 // Get returns an empty slice with room for at least n bytes.
 func (p *Pool) Get(n int) []byte {
+	p.Owner.Check()
 	c := class(n)
 	if c == classes {
 		return make([]byte, 0, n)
@@ -46,9 +56,15 @@ func (p *Pool) Get(n int) []byte {
 
 // Put gives a slice that Get returned back.
 func (p *Pool) Put(b []byte) {
+	p.Owner.Check()
 	c := class(cap(b))
 	if c == classes || cap(b) != 1<<(minShift+c) || (len(p.free[c])+1)*cap(b) > keepBytes {
 		return
+	}
+	if invariants.Enabled {
+		for _, other := range p.free[c] {
+			invariants.Check(unsafe.SliceData(other) != unsafe.SliceData(b), "memory is given back once")
+		}
 	}
 	p.free[c] = append(p.free[c], b[:0])
 }

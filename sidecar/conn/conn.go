@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sallyport/sidecar/buffer"
+	"sallyport/sidecar/invariants"
 	"sallyport/sidecar/loop"
 )
 
@@ -78,6 +79,7 @@ const (
 type Conn struct {
 	w      *loop.Worker
 	e      *engine
+	once   invariants.Once // from newConn to Closed
 	h      Handler
 	fd     int // -1 when closed
 	token  loop.Token
@@ -131,6 +133,7 @@ func newConn(w *loop.Worker) *Conn {
 	c.out.Init(w.Pool())
 	c.kept.Init(w.Pool())
 	c.timer.Init(c.timeout)
+	c.once.Begin("connection")
 	e.link(c)
 	return c
 }
@@ -185,6 +188,7 @@ func (c *Conn) SetLimit(n int) {
 
 // SetMarks sets the high and low marks of the output apart. A mark beyond 2 GiB is 2 GiB.
 func (c *Conn) SetMarks(high, low int) {
+	c.w.Owned()
 	high = min(high, math.MaxInt32)
 	c.high, c.low = int32(high), int32(min(low, high))
 }
@@ -200,6 +204,7 @@ func (c *Conn) Handler() Handler { return c.h }
 // presented to the handler before and not consumed is presented to this one, and
 // EOF comes to it after that though the other had it already.
 func (c *Conn) Start(h Handler) {
+	c.w.Owned()
 	if c.closed {
 		// Nobody else will tell it.
 		if c.h == nil {
@@ -217,6 +222,7 @@ func (c *Conn) Start(h Handler) {
 
 // SetHandler is Start without the call of Connected.
 func (c *Conn) SetHandler(h Handler) {
+	c.w.Owned()
 	c.replace(h)
 	c.again()
 }
@@ -230,10 +236,14 @@ func (c *Conn) replace(h Handler) {
 }
 
 // Buffer takes output; Flush must follow.
-func (c *Conn) Buffer() *buffer.Buffer { return &c.out }
+func (c *Conn) Buffer() *buffer.Buffer {
+	c.w.Owned()
+	return &c.out
+}
 
 // Flush has what is in the Buffer sent at the end of this turn.
 func (c *Conn) Flush() {
+	c.w.Owned()
 	if !c.flushing {
 		c.flushing = true
 		c.w.AtTurnEnd((*flusher)(c))
@@ -242,6 +252,7 @@ func (c *Conn) Flush() {
 
 // Write appends p to the output of this turn.
 func (c *Conn) Write(p []byte) {
+	c.w.Owned()
 	if c.closed || c.wantShut || c.werr != nil {
 		return
 	}
@@ -251,6 +262,7 @@ func (c *Conn) Write(p []byte) {
 
 // Full says that more than the high mark waits to be sent; Drained will follow.
 func (c *Conn) Full() bool {
+	c.w.Owned()
 	if c.pending() <= int(c.high) || c.closed || c.werr != nil {
 		return false
 	}
@@ -275,11 +287,15 @@ func (c *Conn) pending() int {
 // PauseRead stops reading, and with it Data, so that TCP pushes back on the
 // peer. Pauses nest. A peer that goes away with nothing left to read is
 // noticed all the same: EOF or Closed then come during a pause.
-func (c *Conn) PauseRead() { c.paused++ }
+func (c *Conn) PauseRead() {
+	c.w.Owned()
+	c.paused++
+}
 
 // ResumeRead ends one PauseRead; after the last, what was kept is presented
 // and reading goes on, in the next turn.
 func (c *Conn) ResumeRead() {
+	c.w.Owned()
 	if c.paused == 0 {
 		return
 	}
@@ -291,6 +307,7 @@ func (c *Conn) ResumeRead() {
 
 // CloseWrite closes the writing half when what waits is sent: close_notify where there is TLS, then FIN.
 func (c *Conn) CloseWrite() {
+	c.w.Owned()
 	if !c.closed && !c.wantShut {
 		c.wantShut = true
 		c.Flush()
@@ -299,6 +316,7 @@ func (c *Conn) CloseWrite() {
 
 // Close closes at once. What was written in this turn is lost; see CloseAfterFlush.
 func (c *Conn) Close() {
+	c.w.Owned()
 	if c.closed {
 		return
 	}
@@ -310,6 +328,7 @@ func (c *Conn) Close() {
 
 // Reset closes at once with a TCP RST, so that the peer cannot take the end for a good one.
 func (c *Conn) Reset() {
+	c.w.Owned()
 	if c.closed {
 		return
 	}
@@ -335,6 +354,7 @@ func (c *Conn) peerIsUnix() bool { return !c.local.IsValid() && !c.remote.IsVali
 // that, or when it sends too much; with RST if something still waits, since the
 // peer must not take what it has got for all there was.
 func (c *Conn) CloseAfterFlush(timeout time.Duration) {
+	c.w.Owned()
 	if c.closed || c.lingering {
 		return
 	}
@@ -410,6 +430,7 @@ func (f *finisher) TurnEnd() {
 	c.e.unlink(c)
 	if h := c.h; h != nil {
 		c.h = closedHandler{}
+		c.once.Finish("connection")
 		h.Closed(c.err)
 	}
 }

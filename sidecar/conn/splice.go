@@ -42,6 +42,7 @@ func (c *Conn) CanSplice(dst *Conn) bool {
 // called each time that bytes were taken from c. CanSplice must hold, and within
 // Data everything must have been consumed. False where the system has no pipe to spare.
 func (c *Conn) SpliceTo(dst *Conn, moved func()) bool {
+	c.w.Owned()
 	p := c.e.pipe()
 	if p == nil {
 		return false

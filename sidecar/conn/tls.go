@@ -99,6 +99,7 @@ func (c *Conn) StartTLSClient(cfg *tls.Config) {
 }
 
 func (c *Conn) startTLS(cfg *tls.Config, client bool) {
+	c.w.Owned()
 	if c.closed || c.lingering {
 		return
 	}

@@ -131,6 +131,7 @@ func (c *Conn) writeFailed(err error) {
 // WriteThrough is Write for bulk data: where nothing waits, p goes to the
 // socket at once, without being copied first.
 func (c *Conn) WriteThrough(p []byte) {
+	c.w.Owned()
 	if c.closed || c.wantShut || c.werr != nil || len(p) == 0 {
 		return
 	}

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sallyport/sidecar/buffer"
+	"sallyport/sidecar/invariants"
 )
 
 // What one turn does at most; what is left over is done in the next one,
@@ -116,6 +117,8 @@ type Worker struct {
 
 	running []func() // the queue being run; reused
 	ran     int
+
+	owner invariants.Owner
 }
 
 // New makes a worker. id is for metrics and logs, and makes connection ids
@@ -134,6 +137,7 @@ func NewWithClock(id int, clock func() time.Time) (*Worker, error) {
 		return nil, fmt.Errorf("worker %d: eventfd: %w", id, err)
 	}
 	w := &Worker{id: id, epfd: epfd, event: event, clock: clock, free: -1}
+	w.pool.Owner, w.wheel.owner = &w.owner, &w.owner
 	w.start = clock()
 	w.now = w.start
 	// Edge-triggered: every write to the eventfd is an edge, so it never
@@ -150,6 +154,11 @@ func NewWithClock(id int, clock func() time.Time) (*Worker, error) {
 type wakeUp struct{}
 
 func (wakeUp) Event(Events) {}
+
+// Owned panics, in builds with the tag "invariants", where the worker runs and the caller is not on it. It is
+// for whoever owns something that belongs to a worker, at the entry of what only the worker may call. Before
+// Run, after it, and where a test steps the worker, anybody may.
+func (w *Worker) Owned() { w.owner.Check() }
 
 // ID is what New was given.
 func (w *Worker) ID() int { return w.id }
@@ -170,6 +179,7 @@ func (w *Worker) Registered() int { return w.fds }
 // call: the place for a package's state that exists once per worker. It is
 // for set-up, not for the path of a request.
 func (w *Worker) Local(key any, create func() any) any {
+	w.Owned()
 	v, ok := w.locals[key]
 	if !ok {
 		if w.locals == nil {
@@ -187,6 +197,7 @@ func (w *Worker) OnStop(f func()) { w.onStop = append(w.onStop, f) }
 
 // Add registers fd for the events in e. A Handler's Event comes on the worker.
 func (w *Worker) Add(fd int, h Handler, e Events) (Token, error) {
+	w.Owned()
 	i := w.free
 	if i < 0 {
 		w.slots = append(w.slots, slot{})
@@ -208,6 +219,7 @@ func (w *Worker) Add(fd int, h Handler, e Events) (Token, error) {
 
 // Mod changes the events of a registration.
 func (w *Worker) Mod(fd int, t Token, e Events) error {
+	w.Owned()
 	if err := w.ctl(unix.EPOLL_CTL_MOD, fd, t, e); err != nil {
 		return fmt.Errorf("epoll_ctl mod: %w", err)
 	}
@@ -226,6 +238,7 @@ func (w *Worker) Del(fd int, t Token) error {
 // Forget is Del for a descriptor that the caller closes right after, which
 // takes it out of the epoll set without another system call.
 func (w *Worker) Forget(t Token) {
+	w.Owned()
 	i := int32(uint32(t))
 	if int(i) >= len(w.slots) || w.slots[i].gen != uint32(t>>32) || w.slots[i].handler == nil {
 		return
@@ -246,11 +259,17 @@ func (w *Worker) ctl(op, fd int, t Token, e Events) error {
 
 // AtTurnEnd has t.TurnEnd called once at the end of this turn. Calls made
 // during the turn's end are honored in the same turn.
-func (w *Worker) AtTurnEnd(t TurnEnder) { w.turnEnds = append(w.turnEnds, t) }
+func (w *Worker) AtTurnEnd(t TurnEnder) {
+	w.Owned()
+	w.turnEnds = append(w.turnEnds, t)
+}
 
 // Again has t.Turn called once in the next turn, which comes without a sleep:
 // for work that was capped, and for what must not run inside the caller.
-func (w *Worker) Again(t Turner) { w.again = append(w.again, t) }
+func (w *Worker) Again(t Turner) {
+	w.Owned()
+	w.again = append(w.again, t)
+}
 
 // Post has f called on the worker. Safe for concurrent use. Functions posted
 // by one goroutine run in order; those posted after the worker stopped never run.
@@ -290,6 +309,8 @@ func (w *Worker) Stop() {
 func (w *Worker) Run() {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	w.owner.Bind()
+	defer w.owner.Release()
 	for !w.stopped.Load() {
 		w.turn(-1)
 	}

@@ -4,6 +4,8 @@ import (
 	"math"
 	"math/bits"
 	"time"
+
+	"sallyport/sidecar/invariants"
 )
 
 // tick is the wheel's resolution in nanoseconds. A timer never fires early and
@@ -40,6 +42,7 @@ func (t *Timer) Scheduled() bool { return t.wheel != nil }
 // not called after this, also when the timer was already due in this turn.
 func (t *Timer) Stop() {
 	if t.wheel != nil {
+		t.wheel.owner.Check()
 		t.wheel.unlink(t)
 	}
 }
@@ -47,6 +50,7 @@ func (t *Timer) Stop() {
 // Schedule has the timer's function called once, after d from Now. A timer
 // that is running is moved. The function may schedule its timer again.
 func (w *Worker) Schedule(t *Timer, d time.Duration) {
+	w.Owned()
 	t.Stop()
 	if d < 0 {
 		d = 0
@@ -65,6 +69,7 @@ type wheel struct {
 	levels   uint16 // bit per level that has an occupied slot
 	occupied [levels]uint64
 	heads    [firing + 1]*Timer // circular lists
+	owner    *invariants.Owner  // nil where nobody asks
 }
 
 func (w *wheel) add(t *Timer, when uint64) {
