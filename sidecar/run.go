@@ -33,6 +33,7 @@ import (
 	"sallyport/sidecar/listener"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/metric"
+	"sallyport/sidecar/panics"
 	"sallyport/sidecar/probe"
 	"sallyport/sidecar/route"
 	"sallyport/sidecar/secret"
@@ -193,15 +194,17 @@ func (p *process) start() error {
 	if n <= 0 {
 		n = runtime.GOMAXPROCS(0)
 	}
+	p.metrics = metric.NewRegistry(n)
+	notes := panics.New(p.metrics, p.log)
 	for i := range n {
 		w, err := loop.New(i)
 		if err != nil {
 			return err
 		}
+		w.OnPanic(notes.Note)
 		p.workers = append(p.workers, w)
 		p.wait.Go(w.Run)
 	}
-	p.metrics = metric.NewRegistry(n)
 	if err := p.accelerate(); err != nil {
 		return err
 	}

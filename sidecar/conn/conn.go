@@ -402,18 +402,19 @@ func (c *Conn) close(err error) {
 	if err != nil {
 		c.err = err
 	}
+	// First, so that Closed is called whatever becomes of the rest.
+	c.w.AtTurnEnd((*finisher)(c))
 	c.timer.Stop()
-	if c.sec != nil {
-		c.sec.abort()
-	}
 	if c.fd >= 0 {
 		c.w.Forget(c.token)
 		unix.Close(c.fd)
 		c.fd = -1
 	}
+	if c.sec != nil {
+		c.sec.abort()
+	}
 	c.unspliceInput()
 	c.unspliceOutput()
-	c.w.AtTurnEnd((*finisher)(c))
 }
 
 // finisher is a Conn at the end of the turn in which it closed.
@@ -446,6 +447,7 @@ func (closedHandler) Closed(error)      {}
 
 // timeout is the one timer of a connection, whose phases come one after another.
 func (c *Conn) timeout() {
+	defer c.w.Guard(c)
 	switch {
 	case c.lingering:
 		c.giveUp()

@@ -70,7 +70,7 @@ func newCoroutine() *coroutine {
 		co.yield = yield
 		for {
 			h := co.h
-			h.state, h.err = shake(h.s.tls)
+			h.state, h.err = h.shake()
 			co.h = nil
 			if !yield(struct{}{}) {
 				return
@@ -82,9 +82,11 @@ func newCoroutine() *coroutine {
 
 // shake is what runs on the coroutine. A panic in a callback of the
 // configuration costs the connection, not the process.
-func shake(t *tls.Conn) (state *tls.ConnectionState, err error) {
+func (h *handshake) shake() (state *tls.ConnectionState, err error) {
+	t := h.s.tls
 	defer func() {
 		if p := recover(); p != nil {
+			h.s.c.w.NotePanic(p)
 			err = fmt.Errorf("panic during the handshake: %v", p)
 		}
 	}()
@@ -178,6 +180,7 @@ func (t *stepper) Turn() {
 	} else {
 		e.w.Again(t)
 	}
+	defer e.w.Guard(h.s.c) // of whoever's turn it is
 	h.queued = false
 	h.step()
 }

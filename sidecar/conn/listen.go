@@ -307,6 +307,7 @@ func (a *acceptor) Event(loop.Events) {
 
 func (l *Listener) accepted(fd int, sa *unix.RawSockaddrAny) {
 	c := newConn(l.w)
+	defer l.w.Guard(c) // not the listener, whose event this is
 	c.fd = fd
 	c.open, c.writable = true, true
 	if !l.unix {

@@ -243,6 +243,7 @@ func (k *connection) allowed() bool {
 // still inspected gets its chain of the new ones, at once if they ask for nothing:
 // its client may be silent.
 func (k *connection) reconsider(cfg *Config) {
+	defer k.Worker.Guard(k.conn) // one of many that the caller tells
 	if k.phase == closed {
 		return
 	}
@@ -266,6 +267,7 @@ func (k *connection) reconsider(cfg *Config) {
 
 // drain ends the connection when what is under way on it is done.
 func (k *connection) drain() {
+	defer k.Worker.Guard(k.conn) // one of many, too
 	switch {
 	case k.http != nil:
 		k.http.drain()

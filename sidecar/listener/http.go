@@ -342,6 +342,7 @@ func (h *httpServer) graceTime() time.Duration {
 }
 
 func (h *httpServer) graceOver() {
+	defer h.k.Worker.Guard(h.k.conn)
 	if h.closing {
 		return
 	}
@@ -354,6 +355,7 @@ func (h *httpServer) graceOver() {
 }
 
 func (h *httpServer) idleTimeout() {
+	defer h.k.Worker.Guard(h.k.conn)
 	m := h.k.chain.HTTP
 	if h.closing || m.ConnectionIdle <= 0 {
 		return
@@ -375,6 +377,7 @@ func (h *httpServer) idleTimeout() {
 
 // headTimeout ends a connection whose request head takes too long (slowloris).
 func (h *httpServer) headTimeout() {
+	defer h.k.Worker.Guard(h.k.conn)
 	if h.closing || h.active > 0 {
 		return
 	}
@@ -386,6 +389,7 @@ func (h *httpServer) headTimeout() {
 }
 
 func (h *httpServer) lifeTimeout() {
+	defer h.k.Worker.Guard(h.k.conn)
 	h.stats.Inc(stream.StatCxMaxDuration)
 	h.drain()
 }

@@ -70,6 +70,7 @@ func (k *connection) inspect(p []byte) int {
 
 // inspectTimeout ends the waiting for more.
 func (k *connection) inspectTimeout() {
+	defer k.Worker.Guard(k.conn)
 	if k.phase != inspecting {
 		return
 	}

@@ -274,6 +274,7 @@ func (t *tcpSession) Closed(error) {
 // idleTimeout ends a session in which nothing is received and nothing sent: what
 // waits for a slow reader is on its way as long as some of it leaves.
 func (t *tcpSession) idleTimeout() {
+	defer t.k.Worker.Guard(t.k.conn)
 	left := t.proxy.Idle - t.k.Worker.Now().Sub(t.active)
 	sent := t.k.conn.BytesWritten()
 	if t.up != nil {
@@ -292,6 +293,7 @@ func (t *tcpSession) idleTimeout() {
 }
 
 func (t *tcpSession) lifeTimeout() {
+	defer t.k.Worker.Guard(t.k.conn)
 	t.stats.Inc(tcpMaxDuration)
 	t.finish(failure.DT, "")
 }

@@ -96,6 +96,13 @@ type Worker struct {
 	fds    int
 	events [maxEvents]unix.EpollEvent
 
+	// Where the turn is. A panic ends work in the middle; it goes on here.
+	phase   phase
+	ready   int     // events of the turn
+	done    int     // what the phase has done, which its cap counts
+	handler Handler // of the event that was dispatched last
+	note    func(v any)
+
 	wheel    wheel
 	pool     buffer.Pool
 	turnEnds []TurnEnder
@@ -328,16 +335,25 @@ func (w *Worker) Close() {
 	w.stopped.Store(true)
 	w.mu.Unlock()
 	// What was posted before may be what someone waits for.
-	w.runPosts()
-	for i := len(w.onStop) - 1; i >= 0; i-- {
-		w.onStop[i]()
+	w.work(phasePosts, phasePosts+1)
+	for len(w.onStop) > 0 {
+		w.stopNext()
 	}
-	w.runTurnEnds()
+	w.work(phaseTurnEnds, phases)
 	// Under the lock: see wake.
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	unix.Close(w.epfd)
 	unix.Close(w.event)
+}
+
+// stopNext calls the last function of OnStop that was not called yet.
+func (w *Worker) stopNext() {
+	defer w.Guard(nil)
+	last := len(w.onStop) - 1
+	f := w.onStop[last]
+	w.onStop = w.onStop[:last]
+	f()
 }
 
 // Step runs one turn on the caller's goroutine, sleeping at most d: for tests,
@@ -359,17 +375,59 @@ func (w *Worker) turn(limit time.Duration) {
 		panic(fmt.Sprintf("worker %d: epoll_wait: %v", w.id, err))
 	}
 	w.tick()
-	for i := range w.events[:max(n, 0)] {
-		e := &w.events[i]
-		s := uint32(e.Fd)
-		if int(s) < len(w.slots) && w.slots[s].gen == uint32(e.Pad) && w.slots[s].handler != nil {
-			w.slots[s].handler.Event(Events(e.Events))
+	w.ready = max(n, 0)
+	w.work(phaseEvents, phases)
+}
+
+// phase is a step of the turn.
+type phase uint8
+
+const (
+	phaseEvents phase = iota
+	phaseAgain
+	phasePosts
+	phaseTimers
+	phaseTurnEnds
+	phases
+)
+
+// work runs the phases from first to before end, also where some of what they call panics.
+func (w *Worker) work(first, end phase) {
+	for w.phase, w.done = first, 0; w.phase < end; {
+		w.workUntil(end)
+	}
+}
+
+// workUntil goes on with the turn until a panic at most.
+func (w *Worker) workUntil(end phase) {
+	defer w.survive()
+	for ; w.phase < end; w.phase, w.done = w.phase+1, 0 {
+		switch w.phase {
+		case phaseEvents:
+			w.runEvents()
+		case phaseAgain:
+			w.runAgain()
+		case phasePosts:
+			w.runPosts()
+		case phaseTimers:
+			w.wheel.advance(uint64(w.nowMono)/tick, maxTimers)
+		case phaseTurnEnds:
+			w.runTurnEnds()
 		}
 	}
-	w.runAgain()
-	w.runPosts()
-	w.wheel.advance(uint64(w.nowMono)/tick, maxTimers)
-	w.runTurnEnds()
+}
+
+func (w *Worker) runEvents() {
+	for w.done < w.ready {
+		e := &w.events[w.done]
+		w.done++
+		s := uint32(e.Fd)
+		if int(s) < len(w.slots) && w.slots[s].gen == uint32(e.Pad) && w.slots[s].handler != nil {
+			w.handler = w.slots[s].handler
+			w.handler.Event(Events(e.Events))
+		}
+	}
+	w.handler = nil
 }
 
 // tick takes the time of the turn.
@@ -403,25 +461,30 @@ func (w *Worker) sleep(limit time.Duration) (int, error) {
 }
 
 func (w *Worker) runAgain() {
-	if len(w.again) == 0 {
-		return
+	if w.done == 0 {
+		if len(w.again) == 0 {
+			return
+		}
+		n := min(len(w.again), maxAgain)
+		// A copy, because Turn calls Again for the turn after this one.
+		w.againNow = append(w.againNow[:0], w.again[:n]...)
+		rest := copy(w.again, w.again[n:])
+		clear(w.again[rest:])
+		w.again = w.again[:rest]
 	}
-	n := min(len(w.again), maxAgain)
-	// A copy, because Turn calls Again for the turn after this one.
-	w.againNow = append(w.againNow[:0], w.again[:n]...)
-	rest := copy(w.again, w.again[n:])
-	clear(w.again[rest:])
-	w.again = w.again[:rest]
-	for i, t := range w.againNow {
-		w.againNow[i] = nil
+	for w.done < len(w.againNow) {
+		t := w.againNow[w.done]
+		w.done++
 		t.Turn()
 	}
+	clear(w.againNow)
+	w.againNow = w.againNow[:0]
 }
 
 func (w *Worker) runPosts() {
 	if w.ran == len(w.running) {
-		if !w.posted.Load() {
-			return
+		if w.done > 0 || !w.posted.Load() {
+			return // what was posted meanwhile runs in the next turn
 		}
 		w.mu.Lock()
 		w.posted.Store(false)
@@ -429,22 +492,25 @@ func (w *Worker) runPosts() {
 		w.mu.Unlock()
 		w.ran = 0
 	}
-	for n := 0; n < maxPosts && w.ran < len(w.running); n++ {
+	for w.done < maxPosts && w.ran < len(w.running) {
 		f := w.running[w.ran]
 		w.running[w.ran] = nil
 		w.ran++
+		w.done++
 		f()
 	}
 }
 
 func (w *Worker) runTurnEnds() {
-	for n := 0; n < maxTurnEnds && w.ended < len(w.turnEnds); n++ {
+	for w.done < maxTurnEnds && w.ended < len(w.turnEnds) {
 		t := w.turnEnds[w.ended]
-		w.turnEnds[w.ended] = nil
 		w.ended++
+		w.done++
 		t.TurnEnd()
+		w.turnEnds[w.ended-1] = nil
 	}
 	if w.ended == len(w.turnEnds) {
+		clear(w.turnEnds) // one that panicked
 		w.turnEnds, w.ended = w.turnEnds[:0], 0
 	}
 }

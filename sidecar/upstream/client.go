@@ -207,6 +207,7 @@ func (c *Client) rest() {
 }
 
 func (c *Client) idleFor() {
+	defer c.pool.worker.Guard(c.conn)
 	if c.closed {
 		return
 	}

@@ -101,6 +101,7 @@ func (h *Host) ejectWith(percent uint32, stat int) {
 // eject takes the host out of balancing for a time that grows with each ejection in a row.
 func (h *Host) eject(stat int) {
 	c, cfg, st := h.cluster, h.cluster.Config.Outlier, h.cluster.Stats.Shared()
+	defer c.registry.panics.Recover("ejection of a host")
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed || h.flags.Load()&(flagGone|flagEjected) != 0 {
@@ -145,6 +146,7 @@ const anyEjection = 0
 // uneject gives the host back to balancing, if that ejection is still in force.
 func (h *Host) uneject(which uint64) {
 	c := h.cluster
+	defer c.registry.panics.Recover("return of an ejected host")
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if which != anyEjection && which != h.outlier.which {

@@ -12,6 +12,7 @@ import (
 
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/metric"
+	"sallyport/sidecar/panics"
 )
 
 // Registry holds all clusters of a process. Configuration comes from one
@@ -20,6 +21,7 @@ type Registry struct {
 	workers []*loop.Worker
 	metrics *metric.Registry
 	log     *slog.Logger
+	panics  *panics.Notes // of goroutines
 	// What is asked off the workers: names, and connections for checks and calls.
 	lookup  func(ctx context.Context, network, name string) ([]netip.Addr, error)
 	connect func(ctx context.Context, network, address string) (net.Conn, error)
@@ -41,7 +43,7 @@ func (r *Ref) Cluster() *Cluster { return r.cluster.Load() }
 
 // NewRegistry returns an empty registry. Workers are indexed by their ID.
 func NewRegistry(workers []*loop.Worker, metrics *metric.Registry, log *slog.Logger) *Registry {
-	return &Registry{workers: workers, metrics: metrics, log: log, refs: map[string]*Ref{},
+	return &Registry{workers: workers, metrics: metrics, log: log, panics: panics.New(metrics, log), refs: map[string]*Ref{},
 		lookup: net.DefaultResolver.LookupNetIP, connect: new(net.Dialer).DialContext}
 }
 
