@@ -25,11 +25,10 @@ type engine struct {
 	scratch []byte // what is read from a socket, valid until the next read
 	plain   []byte // what is decrypted from it
 
-	handshaking int
-	waiting     []*Conn      // for a place among the handshakes
-	coroutines  []*coroutine // without a handshake
-	steps       []*handshake // that have input; the first stepped of them are done
-	stepped     int
+	places     [2]places    // of handshakes: with clients, with upstream hosts
+	lane       int          // whose step was taken last
+	stepping   bool         // stepper is registered
+	coroutines []*coroutine // without a handshake
 
 	pipes []*pipe // empty ones
 	accel *acceleration
@@ -44,6 +43,9 @@ func engineOf(w *loop.Worker) *engine {
 			ids:     uint64(w.ID()) << 48,
 			scratch: make([]byte, secureSize+maxRecord),
 			plain:   make([]byte, secureSize),
+		}
+		for side := range e.places {
+			e.places[side].init(e)
 		}
 		w.OnStop(e.stop)
 		return e

@@ -15,14 +15,6 @@ const (
 	// message is 256 KiB at most in crypto/tls. handshakeOutput is what it may write.
 	handshakeTotal  = 512 << 10
 	handshakeOutput = 1 << 20
-
-	// maxHandshakes bounds the handshakes that are under way on one worker,
-	// each of which holds a stack; further connections wait for their turn,
-	// under the same timeout.
-	maxHandshakes = 2048
-	// keepCoroutines is how many stacks wait for the next handshake: what a
-	// burst had grown would otherwise be grown again for each one.
-	keepCoroutines = 8
 )
 
 // handshake is a TLS handshake under way. crypto/tls wants to block in its
@@ -34,11 +26,15 @@ const (
 type handshake struct {
 	s      *secure
 	client bool
-	co     *coroutine // nil before it started and after it ended
+	co     *coroutine // nil before its first step and after it ended
 
-	begun   bool // has, or waits for, a place among the worker's handshakes
-	queued  bool // has asked for a step
-	entered bool // the coroutine is in it
+	// Among the worker's handshakes: see places.
+	origin       *origin // nil before it begins and after it ended
+	in           *line   // nil while its step is taken
+	next, prev   *handshake
+	placed       bool
+	began, since int64 // NowMono, since: of the last progress
+
 	eof     bool
 	aborted bool
 	left    int // of the record that Read hands out
@@ -105,117 +101,68 @@ func (h *handshake) begin() {
 	}
 }
 
-// start takes a place among the worker's handshakes, or waits for one.
+// start takes the handshake among those of the worker.
 func (h *handshake) start() {
-	if h.begun {
-		return
+	p := h.places()
+	p.enter(h, h.s.c.remote.Addr())
+	p.queue(h)
+}
+
+func (h *handshake) places() *places {
+	side := 0
+	if h.client {
+		side = 1
 	}
-	h.begun = true
+	return &h.s.c.e.places[side]
+}
+
+// takeStep is a step that places granted.
+func (h *handshake) takeStep() {
 	e := h.s.c.e
-	if e.handshaking >= maxHandshakes {
-		e.waiting = append(e.waiting, h.s.c)
-		return
+	defer e.w.Guard(h.s.c) // the turn is everybody's
+	if h.co == nil {
+		if n := len(e.coroutines); n > 0 {
+			h.co = e.coroutines[n-1]
+			e.coroutines[n-1] = nil
+			e.coroutines = e.coroutines[:n-1]
+		} else {
+			h.co = newCoroutine()
+		}
+		h.co.h = h
 	}
 	h.run()
 }
 
+// run has the coroutine go on until it wants more input or has ended.
 func (h *handshake) run() {
-	e := h.s.c.e
-	e.handshaking++
-	if n := len(e.coroutines); n > 0 {
-		h.co = e.coroutines[n-1]
-		e.coroutines[n-1] = nil
-		e.coroutines = e.coroutines[:n-1]
-	} else {
-		h.co = newCoroutine()
-	}
-	h.co.h = h
-	h.queue()
-}
-
-// next gives the place of a handshake that ended to the first that waits.
-func (e *engine) next() {
-	e.handshaking--
-	for len(e.waiting) > 0 {
-		c := e.waiting[0]
-		e.waiting[0] = nil
-		if e.waiting = e.waiting[1:]; len(e.waiting) == 0 {
-			e.waiting = nil
-		}
-		if !c.closed {
-			c.sec.hs.run()
-			return
-		}
-	}
-}
-
-// queue asks for a step. A step is the key operations of a flight, some
-// hundred microseconds, so a turn of the loop does one: what is ready on open
-// connections never waits behind a crowd of new ones.
-func (h *handshake) queue() {
-	if h.queued || h.co == nil {
-		return
-	}
-	h.queued = true
-	e := h.s.c.e
-	if e.stepped > len(e.steps)/2 {
-		n := copy(e.steps, e.steps[e.stepped:])
-		clear(e.steps[n:])
-		e.steps, e.stepped = e.steps[:n], 0
-	}
-	if e.steps = append(e.steps, h); len(e.steps)-e.stepped == 1 {
-		e.w.Again((*stepper)(e))
-	}
-}
-
-type stepper engine
-
-// Turn takes the step that waits longest.
-func (t *stepper) Turn() {
-	e := (*engine)(t)
-	h := e.steps[e.stepped]
-	e.steps[e.stepped] = nil
-	if e.stepped++; e.stepped == len(e.steps) {
-		e.steps, e.stepped = e.steps[:0], 0
-	} else {
-		e.w.Again(t)
-	}
-	defer e.w.Guard(h.s.c) // of whoever's turn it is
-	h.queued = false
-	h.step()
-}
-
-// step runs the coroutine until it wants more input or has ended.
-func (h *handshake) step() {
-	co := h.co
-	if co == nil {
-		return // ended by abort
-	}
-	if h.aborted && !h.entered {
-		co.h = nil // nothing to unwind
-	} else {
-		h.entered = true
-		co.resume()
-	}
+	co, s := h.co, h.s
+	co.resume()
 	if co.h != nil {
+		h.places().rest(h)
 		// What is left is less than a record.
-		if s := h.s; s.stalled {
+		if s.stalled {
 			s.stalled = false
 			s.c.again()
 		}
 		return
 	}
 	h.co = nil
-	e := h.s.c.e
+	e := s.c.e
 	if len(e.coroutines) < keepCoroutines {
 		e.coroutines = append(e.coroutines, co)
 	} else {
 		co.stop()
 	}
-	e.next()
+	h.end()
 	if !h.aborted {
-		h.s.done(h)
+		s.done(h)
 	}
+}
+
+// end gives up what the handshake has among those of the worker.
+func (h *handshake) end() {
+	h.places().leave(h)
+	h.origin = nil
 }
 
 // feed takes input of the handshake.
@@ -230,10 +177,10 @@ func (s *secure) feed(p []byte) {
 	if !h.ready() {
 		return
 	}
-	if !h.begun {
+	if h.origin == nil {
 		h.start()
 	} else {
-		h.queue()
+		h.places().queue(h)
 	}
 }
 
@@ -247,17 +194,24 @@ func (h *handshake) ready() bool {
 func (s *secure) feedEOF() {
 	h := s.hs
 	h.eof = true
-	if !h.begun {
+	if h.origin == nil {
 		s.c.close(ErrSilent)
 		return
 	}
-	h.queue()
+	h.places().queue(h)
 }
 
-// abort unwinds the coroutine of a connection that closes.
+// abort ends the handshake of a connection that closes, and unwinds its coroutine.
 func (h *handshake) abort() {
+	if h.aborted || h.origin == nil {
+		return
+	}
 	h.aborted = true
-	h.step()
+	if h.co != nil {
+		h.run()
+	} else {
+		h.end()
+	}
 }
 
 // read is called by crypto/tls on the coroutine. It never returns more than the

@@ -162,7 +162,7 @@ func TestAPanicInAHandshake(t *testing.T) {
 		t.Errorf("%d panics were noted, want 1", n)
 	}
 	for left := 1; left > 0; { // its place is free again
-		on(w, func() { left = engineOf(w).handshaking })
+		on(w, func() { left = handshakes(w) })
 	}
 }
 
