@@ -67,7 +67,7 @@ const (
 	DefaultLimit = 1 << 20
 	// DefaultConnectTimeout is Envoy's connect_timeout.
 	DefaultConnectTimeout = 5 * time.Second
-	// DefaultHandshakeTimeout bounds a TLS handshake.
+	// DefaultHandshakeTimeout bounds a TLS handshake with a client.
 	DefaultHandshakeTimeout = 15 * time.Second
 
 	readsPerTurn = 4       // of one connection, each up to ReadSize
@@ -193,7 +193,8 @@ func (c *Conn) SetMarks(high, low int) {
 	c.high, c.low = int32(high), int32(min(low, high))
 }
 
-// SetHandshakeTimeout is for the next StartTLSServer or StartTLSClient; 0 is DefaultHandshakeTimeout.
+// SetHandshakeTimeout is for the next StartTLSServer; 0 is DefaultHandshakeTimeout. A connection that was dialed has
+// DialOptions.ConnectTimeout instead.
 func (c *Conn) SetHandshakeTimeout(d time.Duration) { c.patience = d }
 
 // Handler is the current one, nil before Start.
@@ -451,7 +452,7 @@ func (c *Conn) timeout() {
 	switch {
 	case c.lingering:
 		c.giveUp()
-	case c.connecting:
+	case c.connecting, c.sec != nil && c.sec.hs != nil && c.sec.hs.client:
 		c.close(ErrConnectTimeout)
 	default:
 		c.close(ErrHandshakeTimeout)

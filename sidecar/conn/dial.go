@@ -13,14 +13,15 @@ import (
 
 // DialOptions are those of a connection that is made. The zero value is usual.
 type DialOptions struct {
-	ConnectTimeout   time.Duration // of TCP alone; 0 is DefaultConnectTimeout, negative none
-	HandshakeTimeout time.Duration // of TLS; 0 is DefaultHandshakeTimeout
-	Source           netip.Addr    // the local address; the zero value lets the kernel choose
-	SourcePort       uint16        // with Source; 0 lets the kernel choose
-	Mark             uint32        // SO_MARK; needs CAP_NET_ADMIN
-	Transparent      bool          // IP_TRANSPARENT: Source may be another host's; needs CAP_NET_ADMIN
-	KeepAlive        time.Duration // idle time before the first probe; 0 is none
-	Limit            int           // see Conn.SetLimit; 0 is DefaultLimit
+	// ConnectTimeout is for TCP and for TLS that follows at once, together, as Envoy's connect_timeout. 0 is
+	// DefaultConnectTimeout; negative is none for TCP, and then DefaultHandshakeTimeout for TLS.
+	ConnectTimeout time.Duration
+	Source         netip.Addr    // the local address; the zero value lets the kernel choose
+	SourcePort     uint16        // with Source; 0 lets the kernel choose
+	Mark           uint32        // SO_MARK; needs CAP_NET_ADMIN
+	Transparent    bool          // IP_TRANSPARENT: Source may be another host's; needs CAP_NET_ADMIN
+	KeepAlive      time.Duration // idle time before the first probe; 0 is none
+	Limit          int           // see Conn.SetLimit; 0 is DefaultLimit
 }
 
 // retryPath is how long a full backlog of a Unix socket is waited for at a
@@ -35,7 +36,6 @@ func Dial(w *loop.Worker, addr Address, o DialOptions, h Handler) *Conn {
 	c.h = h
 	c.remote, c.path = addr.IP, addr.Path
 	c.connecting = true
-	c.patience = o.HandshakeTimeout
 	c.SetLimit(o.Limit)
 	family, sa, err := addr.sockaddr()
 	if err == nil {
@@ -143,6 +143,7 @@ func (c *Conn) finishConnect() {
 		return
 	}
 	c.connecting = false
+	c.patience = c.w.Left(&c.timer) // of which TLS has the rest
 	c.timer.Stop()
 	c.writable = true
 	if c.path == "" {

@@ -354,3 +354,55 @@ func TestStepsGoRoundByAddress(t *testing.T) {
 		}
 	})
 }
+
+// TestTheConnectTimeoutIsForTLSToo: a server that accepts and is silent, or says a little and then is silent.
+func TestTheConnectTimeoutIsForTLSToo(t *testing.T) {
+	for name, says := range map[string]string{"a silent server": "", "a server that begins": "\x16\x03\x03\x00\x7a\x02"} {
+		for when, begin := range map[string]func(c *Conn, cfg *tls.Config){
+			"TLS is started at once":               func(c *Conn, cfg *tls.Config) { c.StartTLSClient(cfg) },
+			"TLS is started when TCP is connected": nil,
+		} {
+			t.Run(name+", "+when, func(t *testing.T) {
+				k := newCrowded(t, 8)
+				l, err := net.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close()
+				s := newScript()
+				s.connected = func() {
+					if begin != nil || s.c.TLS() != nil {
+						t.Error("Connected")
+						return
+					}
+					s.c.StartTLSClient(k.ca.client())
+				}
+				on(k.w, func() {
+					s.c = Dial(k.w, TCP(netip.MustParseAddrPort(l.Addr().String())), DialOptions{ConnectTimeout: 30 * time.Second}, s)
+					if begin != nil {
+						begin(s.c, k.ca.client())
+					}
+				})
+				server, err := l.Accept()
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer server.Close()
+				if _, err := server.Write([]byte(says)); err != nil {
+					t.Fatal(err)
+				}
+				k.until(func() bool { return engineOf(k.w).places[1].taken == 1 })
+				k.pass(15 * time.Second)
+				select {
+				case <-s.done:
+					t.Fatalf("closed too early with %v", s.err)
+				default:
+				}
+				k.pass(16 * time.Second)
+				if err := s.wait(t); !errors.Is(err, ErrConnectTimeout) {
+					t.Errorf("closed with %v", err)
+				}
+			})
+		}
+	}
+}

@@ -60,6 +60,14 @@ func (w *Worker) Schedule(t *Timer, d time.Duration) {
 	w.wheel.add(t, max((now+uint64(d)+tick-1)/tick, now/tick+1))
 }
 
+// Left is how long a timer still runs: 0 where it does not, else a millisecond at least.
+func (w *Worker) Left(t *Timer) time.Duration {
+	if t.wheel == nil {
+		return 0
+	}
+	return max(time.Duration(t.when*tick)-time.Duration(w.nowMono), time.Duration(tick))
+}
+
 // wheel is a hierarchical timing wheel. A timer stands at the level of the
 // highest group of six bits in which its time differs from now: therefore all
 // occupied slots of a level are ahead of its current one, the lowest occupied

@@ -205,3 +205,27 @@ func BenchmarkTimerFire(b *testing.B) {
 		w.wheel.advance(uint64(w.nowMono)/tick, 1<<20)
 	}
 }
+
+func TestWhatIsLeftOfATimer(t *testing.T) {
+	w, clock := newTestWorker(t)
+	var timer Timer
+	timer.Init(func() {})
+	if d := w.Left(&timer); d != 0 {
+		t.Errorf("a timer that does not run has %v left", d)
+	}
+	w.Schedule(&timer, 3*time.Second)
+	for _, want := range []time.Duration{3 * time.Second, 2 * time.Second, time.Second} {
+		if d := w.Left(&timer); d != want {
+			t.Errorf("%v is left, want %v", d, want)
+		}
+		clock.now = clock.now.Add(time.Second)
+		w.tick()
+	}
+	if d := w.Left(&timer); d != time.Millisecond {
+		t.Errorf("a timer that is due has %v left, want the least", d)
+	}
+	timer.Stop()
+	if d := w.Left(&timer); d != 0 {
+		t.Errorf("a timer that was stopped has %v left", d)
+	}
+}

@@ -344,7 +344,7 @@ func connectFailure(err error, secured bool, failure error) (message.Reason, str
 	switch {
 	case failure != nil:
 		return message.TLSFailure, failure.Error()
-	case errors.Is(err, conn.ErrConnectTimeout) && !secured:
+	case errors.Is(err, conn.ErrConnectTimeout):
 		return message.ConnectTimeout, "connection timeout"
 	case secured:
 		text := "TLS handshake failed"

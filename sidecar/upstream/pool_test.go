@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -247,6 +248,33 @@ func TestConnectTimeout(t *testing.T) {
 	g.host = g.cluster.entries[0].host
 	if k := g.get("/"); k.reason != message.ConnectTimeout || g.cluster.Stats.Value(StatCxConnectTimeout) != 1 {
 		t.Errorf("%v %q", k.reason, k.text)
+	}
+	g.gone()
+}
+
+// TestTheConnectTimeoutCoversTLS: a host that accepts and says nothing, as Envoy's connect_timeout is for both.
+func TestTheConnectTimeoutCoversTLS(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	cfg := config("c", at(l.Addr().String()))
+	cfg.ConnectTimeout = 50 * time.Millisecond
+	cfg.TLS = clientTLS{&tls.Config{ServerName: "example.com"}}
+	g := newRig(t, cfg, 1)
+	if k := g.get("/"); k.reason != message.ConnectTimeout {
+		t.Errorf("a request: %v %q", k.reason, k.text)
+	}
+	r, e := g.dial()
+	<-e.closed
+	if r.Reason != message.ConnectTimeout {
+		t.Errorf("a TCP connection: %v %q", r.Reason, r.Text)
+	}
+	for stat, want := range map[int]int64{StatCxConnectTimeout: 2, StatCxConnectFail: 2, StatTLSFail: 0} {
+		if got := g.cluster.Stats.Value(stat); got != want {
+			t.Errorf("%s is %d, want %d", Stats.Descs[stat].Name, got, want)
+		}
 	}
 	g.gone()
 }
