@@ -68,6 +68,8 @@ func (c *Conn) takesInput() bool {
 		return true
 	case c.sec != nil && !c.open:
 		return !c.sec.stalled
+	case c.sec != nil && c.sec.clogged():
+		return false
 	}
 	return c.paused == 0 && c.open && c.h != nil && !c.splices().blocked()
 }

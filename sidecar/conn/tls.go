@@ -28,6 +28,10 @@ const (
 	// what fits in the smallest of them.
 	dynamicBytes = 128 << 10
 	smallRecord  = 1100
+
+	// maxAnswers is how much crypto/tls may have written by itself in answer to input, KeyUpdates above all,
+	// while the peer does not take it; beyond that the peer is not read.
+	maxAnswers = 4 << 10
 )
 
 // secure is the TLS of one connection: crypto/tls between the socket and the
@@ -59,6 +63,8 @@ type secure struct {
 	notified     bool // close_notify is on its way
 	ended        bool // the peer's close_notify was read
 	released     bool
+	reading      bool // crypto/tls reads: what it writes now is an answer
+	answered     int  // bytes of out that are answers, until it is empty
 	sendErr      error
 }
 
@@ -216,12 +222,14 @@ func (s *secure) open() {
 	c := s.c
 	plain := c.e.plain
 	used := 0
-	for !c.closed && !c.lingering && c.paused == 0 && !s.ended {
+	for !c.closed && !c.lingering && c.paused == 0 && !s.ended && !s.clogged() {
 		if s.raw != nil && !wholeRecord(s.raw.Bytes()) {
 			break
 		}
 		// There is room for the longest record, so crypto/tls never keeps plaintext.
+		s.reading = true
 		n, err := s.tls.Read(plain[used:])
+		s.reading = false
 		used += n
 		if err != nil || used > len(plain)-maxPlain || s.raw != nil && !wholeRecord(s.raw.Bytes()) {
 			s.deliver(plain[:used])
@@ -240,6 +248,11 @@ func (s *secure) open() {
 		}
 	}
 }
+
+// clogged says that the peer makes TLS answer and does not take the answers. Of what a peer can send after the
+// handshake, KeyUpdate (RFC 8446 §4.6.3) alone has an answer each time. An alert is sent once: it is the end of
+// the connection, as the answer to a request for renegotiation is in crypto/tls; close_notify is not answered.
+func (s *secure) clogged() bool { return s.answered > maxAnswers && s.out.Len() > 0 }
 
 func (s *secure) deliver(p []byte) {
 	if c := s.c; len(p) > 0 && !c.closed && !c.lingering {
@@ -316,11 +329,17 @@ func (s *secure) notify() {
 func (s *secure) sendOut() error {
 	n, err := s.c.send(s.out.Bytes())
 	s.out.Consume(n)
+	if s.answered > 0 && s.out.Len() == 0 {
+		if s.answered > maxAnswers {
+			s.c.again()
+		}
+		s.answered = 0
+	}
 	return err
 }
 
 // take is what crypto/tls writes on the worker. All of it is accepted: what
-// the socket does not take waits in out, whose size flush bounds.
+// the socket does not take waits in out, whose size flush and clogged bound.
 func (s *secure) take(p []byte) {
 	if s.released {
 		return
@@ -330,6 +349,9 @@ func (s *secure) take(p []byte) {
 		if p, s.sendErr = p[n:], err; err != nil {
 			s.c.writable = true // so that the flush meets the error
 		}
+	}
+	if s.reading {
+		s.answered += len(p)
 	}
 	if len(p) > 0 {
 		s.out.Append(p)
