@@ -15,6 +15,9 @@ type Panicker interface {
 // Run. note must not block.
 func (w *Worker) OnPanic(note func(v any)) { w.note = note }
 
+// Survives says that the worker goes on after a panic: where it does not, none is to be recovered.
+func (w *Worker) Survives() bool { return w.note != nil }
+
 // NotePanic tells what OnPanic has set of a panic that the caller has recovered by itself, on its stack.
 func (w *Worker) NotePanic(v any) {
 	if w.note != nil {

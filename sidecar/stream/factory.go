@@ -23,9 +23,6 @@ type Factory struct {
 	dated    int64
 	uuid     [36]byte
 	scratch  []byte // for values that a Head copies at once
-
-	// Panics, where set, is told of what a stream has survived.
-	Panics func(v any, stack []byte)
 }
 
 // maxFree bounds the streams that a worker keeps for reuse.
@@ -54,6 +51,7 @@ func (f *Factory) New(owner Owner, c *Connection, down message.Sender, p Protoco
 	}
 	s.owner, s.Conn, s.down, s.Protocol = owner, c, down, p
 	s.random = rand.Uint64()
+	s.once.Begin("a stream")
 	return s
 }
 

@@ -1,8 +1,6 @@
 package stream
 
 import (
-	"runtime/debug"
-
 	"sallyport/sidecar/failure"
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/route"
@@ -143,9 +141,7 @@ func (s *Stream) Overflow(d chain.Direction) {
 // client, else by resetting it. The answer passes no filter: one that panicked
 // might do so again. A second panic is the connection's.
 func (s *Stream) Panicked(v any) {
-	if report := s.factory.Panics; report != nil {
-		report(v, debug.Stack())
-	}
+	s.worker.NotePanic(v)
 	switch {
 	case s.over:
 	case s.crashed:

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"sallyport/sidecar/failure"
+	"sallyport/sidecar/invariants"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/route"
@@ -81,12 +82,13 @@ type Stream struct {
 
 	request  requestPhase
 	response responsePhase
-	answered bool  // by a local reply: the rest of the request is of no interest
-	direct   bool  // the local reply takes the place of a response that filters saw: they see no other
-	tunnel   bool  // a 101, or a 2xx to CONNECT, was sent on
-	held     uint8 // why the client's content is held back
-	crashed  bool  // a panic ended the stream
-	over     bool  // finish was called
+	answered bool            // by a local reply: the rest of the request is of no interest
+	direct   bool            // the local reply takes the place of a response that filters saw: they see no other
+	tunnel   bool            // a 101, or a 2xx to CONNECT, was sent on
+	held     uint8           // why the client's content is held back
+	crashed  bool            // a panic ended the stream
+	over     bool            // finish was called
+	once     invariants.Once // from New to finish
 
 	// The router's part.
 	asked     message.Snapshot // the head as the filters let it pass
@@ -125,6 +127,9 @@ func (s *Stream) since() time.Duration { return s.worker.Now().Sub(s.Start) }
 
 // guard ends the stream, and not the process, where what it calls panics.
 func (s *Stream) guard() {
+	if !s.worker.Survives() {
+		return
+	}
 	if v := recover(); v != nil {
 		s.Panicked(v)
 	}
@@ -132,6 +137,7 @@ func (s *Stream) guard() {
 
 // Head takes the request's head from the codec.
 func (s *Stream) Head(h *message.Head, end bool) {
+	s.worker.Owned()
 	if s.over || s.request != requestNone {
 		return
 	}
@@ -207,6 +213,7 @@ func (s *Stream) begin() {
 
 // Data takes a piece of the request's body from the codec.
 func (s *Stream) Data(p []byte, end bool) {
+	s.worker.Owned()
 	if s.over || s.request != requestOpen {
 		return
 	}
@@ -223,6 +230,7 @@ func (s *Stream) Data(p []byte, end bool) {
 
 // Trailers takes the request's trailers from the codec.
 func (s *Stream) Trailers(h *message.Head) {
+	s.worker.Owned()
 	if s.over || s.request != requestOpen {
 		return
 	}
@@ -317,6 +325,7 @@ func (s *Stream) finish() {
 		return
 	}
 	s.over = true
+	s.once.Finish("a stream")
 	s.idleTimer.Stop()
 	s.requestTimer.Stop()
 	s.maxTimer.Stop()

@@ -34,6 +34,7 @@ func newTape(t testing.TB, filters ...Filter) *tape {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.Close)
+	w.OnPanic(func(any) {}) // it goes on after one
 	ids := make([]route.FilterID, len(filters))
 	for i := range ids {
 		ids[i] = route.FilterID(i)

@@ -115,6 +115,9 @@ func (c Context[S]) Inject(p []byte, end bool) {
 
 // guard ends the stream after a panic where no event of it is on the stack.
 func (r *Run[S]) guard() {
+	if !r.stream.Worker().Survives() {
+		return
+	}
 	if v := recover(); v != nil {
 		r.stream.Panicked(v)
 	}

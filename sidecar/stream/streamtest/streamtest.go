@@ -72,7 +72,7 @@ func New(t testing.TB, hosts int) *Rig {
 	r.Route = &route.Route{Name: "all", VirtualHost: "v", TraceSampling: -1, Forward: &route.Forward{IdleTimeout: -1, NotFoundStatus: 503, TotalWeight: 1,
 		Clusters: []route.WeightedCluster{{Cluster: route.ClusterRef{Name: "backend", Ref: r.Clusters.Ref("backend")}, Weight: 1}}}}
 	r.Factory = stream.NewFactory(w, r.Clusters)
-	r.Factory.Panics = func(v any, _ []byte) { r.Panics = append(r.Panics, v) }
+	w.OnPanic(func(v any) { r.Panics = append(r.Panics, v) })
 	return r
 }
 
