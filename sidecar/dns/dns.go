@@ -73,17 +73,21 @@ const (
 	statFailed
 	statOverflow
 	statInvalid
+	statCount
 )
 
+// descs are the metrics of a DNS listener; the names follow Envoy's dns_filter.
+var descs = [statCount]metric.Desc{
+	statQueries:   {Name: "downstream_rx_queries"},
+	statLocal:     {Name: "known_domain_queries"},
+	statForwarded: {Name: "external_query"},
+	statFailed:    {Name: "external_query_failures"},
+	statOverflow:  {Name: "external_query_overflow"},
+	statInvalid:   {Name: "downstream_rx_invalid_queries"},
+}
+
 // Stats is the layout of a DNS listener's statistics; the names follow Envoy's dns_filter.
-var Stats = metric.NewLayout(
-	metric.Desc{Name: "downstream_rx_queries"},
-	metric.Desc{Name: "known_domain_queries"},
-	metric.Desc{Name: "external_query"},
-	metric.Desc{Name: "external_query_failures"},
-	metric.Desc{Name: "external_query_overflow"},
-	metric.Desc{Name: "downstream_rx_invalid_queries"},
-)
+var Stats = metric.NewLayout(descs[:]...)
 
 const (
 	maxTTL = 24 * time.Hour

@@ -30,20 +30,24 @@ const (
 	statHandshake
 	statTLSFail
 	statDenied
+	statCount
 )
 
-var stats = metric.NewLayout(
-	metric.Desc{Name: "downstream_cx_total"},
-	metric.Desc{Name: "downstream_cx_active", Kind: metric.Gauge},
-	metric.Desc{Name: "downstream_cx_destroy"},
-	metric.Desc{Name: "downstream_cx_overflow"},
-	metric.Desc{Name: "no_filter_chain_match"},
-	metric.Desc{Name: "downstream_pre_cx_timeout"},
-	metric.Desc{Name: "proxy_proto_error"},
-	metric.Desc{Name: "ssl.handshake"},
-	metric.Desc{Name: "ssl.connection_error"},
-	metric.Desc{Name: "network_filter_denied"},
-)
+// descs are the metrics of a listener.
+var descs = [statCount]metric.Desc{
+	statTotal:         {Name: "downstream_cx_total"},
+	statActive:        {Name: "downstream_cx_active", Kind: metric.Gauge},
+	statDestroy:       {Name: "downstream_cx_destroy"},
+	statOverflow:      {Name: "downstream_cx_overflow"},
+	statNoChain:       {Name: "no_filter_chain_match"},
+	statFilterTimeout: {Name: "downstream_pre_cx_timeout"},
+	statProxyError:    {Name: "proxy_proto_error"},
+	statHandshake:     {Name: "ssl.handshake"},
+	statTLSFail:       {Name: "ssl.connection_error"},
+	statDenied:        {Name: "network_filter_denied"},
+}
+
+var stats = metric.NewLayout(descs[:]...)
 
 // Server holds all listeners of a process. Apply, Remove and Drain are called
 // from one goroutine.

@@ -24,17 +24,21 @@ const (
 	tcpMaxDuration
 	tcpRx
 	tcpTx
+	tcpCount
 )
 
+// tcpDescs are the metrics of a TCP proxy.
+var tcpDescs = [tcpCount]metric.Desc{
+	tcpTotal:       {Name: "downstream_cx_total"},
+	tcpNoRoute:     {Name: "downstream_cx_no_route"},
+	tcpIdle:        {Name: "idle_timeout"},
+	tcpMaxDuration: {Name: "max_downstream_connection_duration"},
+	tcpRx:          {Name: "downstream_cx_rx_bytes_total"},
+	tcpTx:          {Name: "downstream_cx_tx_bytes_total"},
+}
+
 // TCPStats is the layout of a TCP proxy's statistics.
-var TCPStats = metric.NewLayout(
-	metric.Desc{Name: "downstream_cx_total"},
-	metric.Desc{Name: "downstream_cx_no_route"},
-	metric.Desc{Name: "idle_timeout"},
-	metric.Desc{Name: "max_downstream_connection_duration"},
-	metric.Desc{Name: "downstream_cx_rx_bytes_total"},
-	metric.Desc{Name: "downstream_cx_tx_bytes_total"},
-)
+var TCPStats = metric.NewLayout(tcpDescs[:]...)
 
 // tcpSession is a connection under the TCP proxy: bytes of either side go to
 // the other, each side's end of sending is passed on, and a side that takes

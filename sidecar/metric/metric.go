@@ -6,6 +6,7 @@
 package metric
 
 import (
+	"fmt"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -39,10 +40,28 @@ type Layout struct {
 	cells int
 }
 
-// NewLayout lays the metrics out; they are addressed by their index in descs.
+// NewLayout lays the metrics out; they are addressed by their index in descs. A package writes them as one table, indexed by
+// its constants, whose last constant is the number of metrics:
+//
+//	var descs = [statCount]metric.Desc{
+//		statTotal:  {Name: "downstream_cx_total"},
+//		statActive: {Name: "downstream_cx_active", Kind: metric.Gauge},
+//	}
+//	var stats = metric.NewLayout(descs[:]...)
+//
+// So the compiler refuses an entry too many, and NewLayout panics, which every test of the package sees, where an entry
+// has no name or the name of another: a value would be counted under the wrong name, or under none.
 func NewLayout(descs ...Desc) *Layout {
 	l := &Layout{Descs: descs, at: make([]int, len(descs))}
+	index := make(map[string]int, len(descs))
 	for i, d := range descs {
+		if d.Name == "" {
+			panic(fmt.Sprintf("metric %d of %d has no name", i, len(descs)))
+		}
+		if first, taken := index[d.Name]; taken {
+			panic(fmt.Sprintf("metrics %d and %d have the same name %q", first, i, d.Name))
+		}
+		index[d.Name] = i
 		l.at[i] = l.cells
 		l.cells++
 		if d.Kind == Histogram {

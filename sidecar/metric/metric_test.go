@@ -126,3 +126,31 @@ func BenchmarkObserve(b *testing.B) {
 		s.At(0).Observe(1, 40)
 	}
 }
+
+func TestALayoutNamesEachOfItsMetrics(t *testing.T) {
+	const (
+		statA = iota
+		statB
+		statC
+		count
+	)
+	for _, c := range []struct {
+		name  string
+		descs [count]Desc
+		want  string
+	}{
+		{"all are named", [count]Desc{statA: {Name: "a"}, statB: {Name: "b"}, statC: {Name: "c"}}, ""},
+		{"one in the middle was left out", [count]Desc{statA: {Name: "a"}, statC: {Name: "c"}}, "metric 1 of 3 has no name"},
+		{"the last was left out", [count]Desc{statA: {Name: "a"}, statB: {Name: "b"}}, "metric 2 of 3 has no name"},
+		{"two have one name", [count]Desc{statA: {Name: "a"}, statB: {Name: "b"}, statC: {Name: "a"}}, `metrics 0 and 2 have the same name "a"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			defer func() {
+				if got, _ := recover().(string); got != c.want {
+					t.Errorf("panicked with %q, want %q", got, c.want)
+				}
+			}()
+			NewLayout(c.descs[:]...)
+		})
+	}
+}

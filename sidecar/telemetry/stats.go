@@ -36,9 +36,6 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	for _, f := range c.r.Families() {
 		tag := tagNames[f.Prefix]
 		for i, d := range f.Set.Layout().Descs {
-			if d.Name == "" {
-				continue
-			}
 			desc := func() *prometheus.Desc {
 				labels := prometheus.Labels{}
 				if tag != "" {
@@ -157,7 +154,6 @@ func WriteStats(w io.Writer, r *metric.Registry, used bool) {
 		prefix := f.Prefix + "." + f.Name + "."
 		for i, d := range f.Set.Layout().Descs {
 			switch {
-			case d.Name == "":
 			case d.Kind == metric.Histogram:
 				if dist := f.Set.Distribution(i); dist.Total > 0 {
 					lines[prefix+d.Name] = fmt.Sprintf("count %d mean %.3f ms", dist.Total, dist.Sum/float64(dist.Total))

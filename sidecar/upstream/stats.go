@@ -59,41 +59,67 @@ const (
 	StatHealthFailure
 	StatRqTime
 	StatCxConnectMS
+	statCount
 )
 
-// Stats is the layout of a cluster's statistics.
-var Stats = metric.NewLayout(descs()...)
-
-func descs() []metric.Desc {
-	d := make([]metric.Desc, StatCxConnectMS+1)
-	for i, n := range map[int]string{
-		StatRqTotal: "upstream_rq_total", StatRqCompleted: "upstream_rq_completed",
-		StatRq1xx: "upstream_rq_1xx", StatRq2xx: "upstream_rq_2xx", StatRq3xx: "upstream_rq_3xx", StatRq4xx: "upstream_rq_4xx", StatRq5xx: "upstream_rq_5xx",
-		StatRqTimeout: "upstream_rq_timeout", StatRqPerTryTimeout: "upstream_rq_per_try_timeout", StatRqPerTryIdleTimeout: "upstream_rq_per_try_idle_timeout",
-		StatRqRetry: "upstream_rq_retry", StatRqRetrySuccess: "upstream_rq_retry_success", StatRqRetryLimit: "upstream_rq_retry_limit_exceeded", StatRqRetryOverflow: "upstream_rq_retry_overflow",
-		StatRqRxReset: "upstream_rq_rx_reset", StatRqTxReset: "upstream_rq_tx_reset", StatRqCancelled: "upstream_rq_cancelled",
-		StatRqPendingTotal: "upstream_rq_pending_total", StatRqPendingOverflow: "upstream_rq_pending_overflow", StatRqPendingFailure: "upstream_rq_pending_failure_eject",
-		StatRqMaintenance: "upstream_rq_maintenance_mode",
-		StatCxTotal:       "upstream_cx_total", StatCxHTTP1: "upstream_cx_http1_total", StatCxHTTP2: "upstream_cx_http2_total",
-		StatCxConnectFail: "upstream_cx_connect_fail", StatCxConnectTimeout: "upstream_cx_connect_timeout", StatCxOverflow: "upstream_cx_overflow", StatCxDestroy: "upstream_cx_destroy",
-		StatCxNoneHealthy: "upstream_cx_none_healthy", StatCxRxBytes: "upstream_cx_rx_bytes_total", StatCxTxBytes: "upstream_cx_tx_bytes_total",
-		StatCxIdleTimeout: "upstream_cx_idle_timeout", StatCxMaxRequests: "upstream_cx_max_requests", StatCxProtocolError: "upstream_cx_protocol_error",
-		StatTLSHandshake: "ssl.handshake", StatTLSFail: "ssl.connection_error", StatLBHealthyPanic: "lb_healthy_panic",
-		StatMembershipChange: "membership_change", StatUpdates: "update_success",
-		StatEjectionsTotal: "outlier_detection.ejections_enforced_total", StatEjections5xx: "outlier_detection.ejections_enforced_consecutive_5xx",
-		StatEjectionsGateway: "outlier_detection.ejections_enforced_consecutive_gateway_failure", StatEjectionsLocal: "outlier_detection.ejections_enforced_consecutive_local_origin_failure",
-		StatEjectionsOverflow: "outlier_detection.ejections_overflow",
-		StatHealthAttempt:     "health_check.attempt", StatHealthSuccess: "health_check.success", StatHealthFailure: "health_check.failure",
-	} {
-		d[i] = metric.Desc{Name: n}
-	}
-	for i, n := range map[int]string{
-		StatRqActive: "upstream_rq_active", StatRqPendingActive: "upstream_rq_pending_active", StatCxActive: "upstream_cx_active",
-		StatMembershipTotal: "membership_total", StatMembershipHealthy: "membership_healthy", StatEjectionsActive: "outlier_detection.ejections_active",
-	} {
-		d[i] = metric.Desc{Name: n, Kind: metric.Gauge}
-	}
-	d[StatRqTime] = metric.Desc{Name: "upstream_rq_time", Kind: metric.Histogram}
-	d[StatCxConnectMS] = metric.Desc{Name: "upstream_cx_connect_ms", Kind: metric.Histogram}
-	return d
+// descs are the metrics of a cluster.
+var descs = [statCount]metric.Desc{
+	StatRqTotal:             {Name: "upstream_rq_total"},
+	StatRqActive:            {Name: "upstream_rq_active", Kind: metric.Gauge},
+	StatRqCompleted:         {Name: "upstream_rq_completed"},
+	StatRq1xx:               {Name: "upstream_rq_1xx"},
+	StatRq2xx:               {Name: "upstream_rq_2xx"},
+	StatRq3xx:               {Name: "upstream_rq_3xx"},
+	StatRq4xx:               {Name: "upstream_rq_4xx"},
+	StatRq5xx:               {Name: "upstream_rq_5xx"},
+	StatRqTimeout:           {Name: "upstream_rq_timeout"},
+	StatRqPerTryTimeout:     {Name: "upstream_rq_per_try_timeout"},
+	StatRqPerTryIdleTimeout: {Name: "upstream_rq_per_try_idle_timeout"},
+	StatRqRetry:             {Name: "upstream_rq_retry"},
+	StatRqRetrySuccess:      {Name: "upstream_rq_retry_success"},
+	StatRqRetryLimit:        {Name: "upstream_rq_retry_limit_exceeded"},
+	StatRqRetryOverflow:     {Name: "upstream_rq_retry_overflow"},
+	StatRqRxReset:           {Name: "upstream_rq_rx_reset"},
+	StatRqTxReset:           {Name: "upstream_rq_tx_reset"},
+	StatRqCancelled:         {Name: "upstream_rq_cancelled"},
+	StatRqPendingTotal:      {Name: "upstream_rq_pending_total"},
+	StatRqPendingActive:     {Name: "upstream_rq_pending_active", Kind: metric.Gauge},
+	StatRqPendingOverflow:   {Name: "upstream_rq_pending_overflow"},
+	StatRqPendingFailure:    {Name: "upstream_rq_pending_failure_eject"},
+	StatRqMaintenance:       {Name: "upstream_rq_maintenance_mode"},
+	StatCxTotal:             {Name: "upstream_cx_total"},
+	StatCxActive:            {Name: "upstream_cx_active", Kind: metric.Gauge},
+	StatCxHTTP1:             {Name: "upstream_cx_http1_total"},
+	StatCxHTTP2:             {Name: "upstream_cx_http2_total"},
+	StatCxConnectFail:       {Name: "upstream_cx_connect_fail"},
+	StatCxConnectTimeout:    {Name: "upstream_cx_connect_timeout"},
+	StatCxOverflow:          {Name: "upstream_cx_overflow"},
+	StatCxDestroy:           {Name: "upstream_cx_destroy"},
+	StatCxNoneHealthy:       {Name: "upstream_cx_none_healthy"},
+	StatCxRxBytes:           {Name: "upstream_cx_rx_bytes_total"},
+	StatCxTxBytes:           {Name: "upstream_cx_tx_bytes_total"},
+	StatCxIdleTimeout:       {Name: "upstream_cx_idle_timeout"},
+	StatCxMaxRequests:       {Name: "upstream_cx_max_requests"},
+	StatCxProtocolError:     {Name: "upstream_cx_protocol_error"},
+	StatTLSHandshake:        {Name: "ssl.handshake"},
+	StatTLSFail:             {Name: "ssl.connection_error"},
+	StatLBHealthyPanic:      {Name: "lb_healthy_panic"},
+	StatMembershipTotal:     {Name: "membership_total", Kind: metric.Gauge},
+	StatMembershipHealthy:   {Name: "membership_healthy", Kind: metric.Gauge},
+	StatMembershipChange:    {Name: "membership_change"},
+	StatUpdates:             {Name: "update_success"},
+	StatEjectionsActive:     {Name: "outlier_detection.ejections_active", Kind: metric.Gauge},
+	StatEjectionsTotal:      {Name: "outlier_detection.ejections_enforced_total"},
+	StatEjections5xx:        {Name: "outlier_detection.ejections_enforced_consecutive_5xx"},
+	StatEjectionsGateway:    {Name: "outlier_detection.ejections_enforced_consecutive_gateway_failure"},
+	StatEjectionsLocal:      {Name: "outlier_detection.ejections_enforced_consecutive_local_origin_failure"},
+	StatEjectionsOverflow:   {Name: "outlier_detection.ejections_overflow"},
+	StatHealthAttempt:       {Name: "health_check.attempt"},
+	StatHealthSuccess:       {Name: "health_check.success"},
+	StatHealthFailure:       {Name: "health_check.failure"},
+	StatRqTime:              {Name: "upstream_rq_time", Kind: metric.Histogram},
+	StatCxConnectMS:         {Name: "upstream_cx_connect_ms", Kind: metric.Histogram},
 }
+
+// Stats is the layout of a cluster's statistics.
+var Stats = metric.NewLayout(descs[:]...)
