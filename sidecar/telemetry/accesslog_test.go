@@ -278,7 +278,7 @@ func (d *disk) content() string {
 
 func startLog(out io.WriteCloser, log *slog.Logger) (l *logFile, end func()) {
 	logs := NewLogs(log)
-	l = &logFile{path: "test", out: out, log: log, wake: make(chan struct{}, 1), full: make(chan struct{}, 1), stop: make(chan struct{})}
+	l = &logFile{path: "test", out: out, log: log, wake: make(chan struct{}, 1), full: make(chan struct{}, 1), stop: make(chan struct{}), all: &logs.dropped}
 	logs.files["test"] = l
 	logs.wg.Go(l.run)
 	return l, logs.Close
@@ -377,6 +377,66 @@ func TestADiskThatFailsIsToldOnce(t *testing.T) {
 			t.Errorf("told %d times, written %q", n, d.content())
 		}
 	})
+}
+
+func TestAReaderThatIsStuckDoesNotKeepTheProcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told bytes.Buffer
+		d := &disk{gate: make(chan struct{})}
+		l, end := startLog(d, slog.New(slog.NewTextHandler(&told, nil)))
+		l.write(constant("never read\n"), finished())
+		time.Sleep(logDelay)
+		synctest.Wait() // the writer waits for the disk
+		end()
+		if !strings.Contains(told.String(), "lost_bytes=11") {
+			t.Errorf("the operator was told %q", told.String())
+		}
+		close(d.gate)
+		synctest.Wait()
+	})
+}
+
+func TestLinesOfADiskThatFailsAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &disk{}
+		d.fail.Store(true)
+		l, end := startLog(d, quiet)
+		for range 3 {
+			l.write(constant("a\n"), finished())
+		}
+		end()
+		if n := l.all.Load(); n != 3 {
+			t.Errorf("%d lines are counted as lost, want 3", n)
+		}
+	})
+}
+
+func TestAfterARotationLinesGoToTheNewFile(t *testing.T) {
+	dir := t.TempDir()
+	path, old := filepath.Join(dir, "access.log"), filepath.Join(dir, "access.log.1")
+	logs := NewLogs(quiet)
+	l, err := logs.Compile(fileConfig(t, path, `{"text_format_source": {"inline_string": "%RESPONSE_CODE%\n"}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Log(finished())
+	if err := os.Rename(path, old); err != nil {
+		t.Fatal(err)
+	}
+	logs.Reopen()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(path); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the path was not opened again")
+		}
+	}
+	l.Log(finished())
+	logs.Close()
+	if a, b := read(t, old), read(t, path); a != "503\n" || b != "503\n" {
+		t.Errorf("%q in the old file and %q in the new one, want a line each", a, b)
+	}
 }
 
 func TestWorkersLogAtOnce(t *testing.T) {
