@@ -17,12 +17,14 @@ import (
 
 	"sallyport/examples/demo"
 	"sallyport/injector/run"
+	"sallyport/sidecar/logging"
 )
 
 func main() {
 	// What is ignored from the start, by nohup or a shell's "&", stays so.
 	ctx, stop := signal.NotifyContext(context.Background(), slices.DeleteFunc([]os.Signal{os.Interrupt, syscall.SIGTERM}, signal.Ignored)...)
-	err := root().ExecuteContext(ctx)
+	stderr := logging.NewOutput(os.Stderr)
+	err := root(stderr).ExecuteContext(ctx)
 	stop()
 	var exit *run.Exit
 	if errors.As(err, &exit) && exit.Err == nil {
@@ -31,27 +33,31 @@ func main() {
 	if err != nil {
 		// One line for each thing that is wrong.
 		for line := range strings.Lines(err.Error()) {
-			fmt.Fprintln(os.Stderr, "sallyport:", strings.TrimRight(line, "\n"))
+			fmt.Fprintln(stderr, "sallyport:", strings.TrimRight(line, "\n"))
 		}
-		if exit != nil {
-			os.Exit(exit.Code)
-		}
+	}
+	stderr.Close(lastLines)
+	switch {
+	case exit != nil:
+		os.Exit(exit.Code)
+	case err != nil:
 		os.Exit(1)
 	}
 }
 
-func root() *cobra.Command {
+// root is the command line. Commands that serve write their log to stderr by serviceLog.
+func root(stderr *logging.Output) *cobra.Command {
 	c := &cobra.Command{
 		Use:           "sallyport",
 		Short:         "A service mesh sidecar, API gateway and control plane that speaks Envoy's xDS",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	c.AddCommand(sidecarCommand(),
-		gatewayCommand("edge", "edge", "Run the API gateway for the public, as a Gateway document describes it"),
-		gatewayCommand("l4", "l4", "Run the L4 tier: spread TCP connections over the edges of a Gateway"),
-		controlPlaneCommand(), tokenCommand(), validateCommand(), statusCommand(),
-		redirectCommand(), injectCommand(), uninjectCommand(), injectorCommand(), installCommand(), runCommand(),
+	c.AddCommand(sidecarCommand(stderr),
+		gatewayCommand(stderr, "edge", "edge", "Run the API gateway for the public, as a Gateway document describes it"),
+		gatewayCommand(stderr, "l4", "l4", "Run the L4 tier: spread TCP connections over the edges of a Gateway"),
+		controlPlaneCommand(stderr), tokenCommand(), validateCommand(), statusCommand(),
+		redirectCommand(), injectCommand(), uninjectCommand(), injectorCommand(stderr), installCommand(), runCommand(stderr),
 		holdCommand(), readyCommand(), demo.Command())
 	return c
 }

@@ -7,9 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
-	"os"
 	"text/tabwriter"
 	"time"
 
@@ -27,7 +25,7 @@ import (
 	"sallyport/certs/tlsconfig"
 	"sallyport/certs/token"
 	"sallyport/certs/tokenreview"
-	"sallyport/sidecar"
+	"sallyport/sidecar/logging"
 	"sallyport/xds"
 	"sallyport/xds/catalog"
 	"sallyport/xds/serve"
@@ -46,13 +44,13 @@ type controlFlags struct {
 	kubernetes  kubernetesFlags
 }
 
-func controlPlaneCommand() *cobra.Command {
+func controlPlaneCommand(stderr *logging.Output) *cobra.Command {
 	var f controlFlags
 	c := &cobra.Command{
 		Use:   "control-plane --consul URL | --catalog FILE --policies DIR --state DIR",
 		Short: "Turn Consul, or a catalog file, and policy documents into xDS for every proxy; issue their identities",
 		Args:  cobra.NoArgs,
-		RunE:  func(c *cobra.Command, _ []string) error { return f.run(c.Context()) },
+		RunE:  func(c *cobra.Command, _ []string) error { return f.run(c.Context(), stderr) },
 	}
 	fs := c.Flags()
 	fs.StringVar(&f.o.Listen, "listen", xds.DefaultListen, "address for proxies (gRPC under TLS)")
@@ -72,13 +70,11 @@ func controlPlaneCommand() *cobra.Command {
 	return c
 }
 
-func (f *controlFlags) run(ctx context.Context) error {
-	level, err := sidecar.ParseLevel(f.level)
+func (f *controlFlags) run(ctx context.Context, stderr *logging.Output) error {
+	log, _, err := serviceLog(stderr, f.level)
 	if err != nil {
 		return err
 	}
-	log, _ := sidecar.NewLog(os.Stderr, level)
-	slog.SetDefault(log)
 	if f.state == "" {
 		return errors.New("--state DIR is required: where the certificate authority keeps its keys")
 	}

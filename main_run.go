@@ -11,12 +11,12 @@ import (
 
 	"sallyport/injector/redirect"
 	"sallyport/injector/run"
-	"sallyport/sidecar"
+	"sallyport/sidecar/logging"
 	"sallyport/sidecar/register"
 )
 
 // runCommand is package injector/run.
-func runCommand() *cobra.Command {
+func runCommand(stderr *logging.Output) *cobra.Command {
 	o := run.Options{Redirect: redirect.Config{Backend: redirect.Auto, DNSTo: redirect.DNSAuto}}
 	var address, mode, capture string
 	// Flags of the sidecar that are handed on as they are.
@@ -42,11 +42,10 @@ func runCommand() *cobra.Command {
 				}
 				o.Address = a
 			}
-			level, err := sidecar.ParseLevel(o.LogLevel)
+			log, _, err := serviceLog(stderr, o.LogLevel)
 			if err != nil {
 				return err
 			}
-			log, _ := sidecar.NewLog(os.Stderr, level)
 			o.InboundMode, o.Capture, o.Log = redirect.Mode(mode), run.Capture(capture), log
 			o.Stdin, o.Stdout, o.Stderr = os.Stdin, os.Stdout, os.Stderr
 			for _, name := range join {

@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/netip"
 	"os"
-	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,6 +20,7 @@ import (
 	"sallyport/injector/run"
 	"sallyport/sidecar"
 	"sallyport/sidecar/accelerate"
+	"sallyport/sidecar/logging"
 	"sallyport/sidecar/probe"
 	"sallyport/sidecar/register"
 )
@@ -75,13 +73,11 @@ var (
 )
 
 // finish makes options of the flags.
-func (f *sidecarFlags) finish(fs *pflag.FlagSet) error {
-	level, err := sidecar.ParseLevel(f.level)
-	if err != nil {
+func (f *sidecarFlags) finish(fs *pflag.FlagSet, stderr *logging.Output) (err error) {
+	if f.o.Log, f.o.Level, err = serviceLog(stderr, f.level); err != nil {
 		return err
 	}
-	f.o.Log, f.o.Level = sidecar.NewLog(os.Stderr, level)
-	slog.SetDefault(f.o.Log)
+	f.o.DroppedLines = stderr.Dropped
 	if f.drain < 0 {
 		return fmt.Errorf("--drain-time-s %d: must not be negative", f.drain)
 	}
@@ -177,7 +173,7 @@ func (f *meshFlags) run(ctx context.Context, o sidecar.Options) error {
 	return sidecar.Run(ctx, o)
 }
 
-func sidecarCommand() *cobra.Command {
+func sidecarCommand(stderr *logging.Output) *cobra.Command {
 	var f sidecarFlags
 	m := meshFlags{mesh: sidecar.Mesh{Kind: "sidecar"}}
 	var r register.Options
@@ -189,11 +185,9 @@ func sidecarCommand() *cobra.Command {
 		Short: "Run the data plane: from an Envoy bootstrap, or as the sidecar of a service",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := f.finish(c.Flags()); err != nil {
+			if err := f.finish(c.Flags(), stderr); err != nil {
 				return err
 			}
-			// A reader of our log that goes away must not take the data plane with it.
-			signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 			switch {
 			case m.mesh.Service == "" && f.mode == "validate":
 				return sidecar.Validate(f.o, os.Stdout)
@@ -328,7 +322,7 @@ func registered(ctx context.Context, start <-chan struct{}, r *register.Options,
 	return errors.Join(err, <-done)
 }
 
-func gatewayCommand(kind, use, short string) *cobra.Command {
+func gatewayCommand(stderr *logging.Output, kind, use, short string) *cobra.Command {
 	var f sidecarFlags
 	m := meshFlags{mesh: sidecar.Mesh{Kind: kind}}
 	c := &cobra.Command{
@@ -336,7 +330,7 @@ func gatewayCommand(kind, use, short string) *cobra.Command {
 		Short: short,
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := f.finish(c.Flags()); err != nil {
+			if err := f.finish(c.Flags(), stderr); err != nil {
 				return err
 			}
 			if m.mesh.Gateway == "" {

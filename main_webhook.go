@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"os"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
@@ -16,7 +14,7 @@ import (
 	"sallyport/injector/install"
 	"sallyport/injector/manifest"
 	"sallyport/injector/webhook"
-	"sallyport/sidecar"
+	"sallyport/sidecar/logging"
 )
 
 // injectorFlags are those of the admission webhook.
@@ -30,13 +28,13 @@ type injectorFlags struct {
 	level      string
 }
 
-func injectorCommand() *cobra.Command {
+func injectorCommand(stderr *logging.Output) *cobra.Command {
 	var f injectorFlags
 	c := &cobra.Command{
 		Use:   "injector --image IMAGE --control-plane HOST:PORT",
 		Short: "Give pods their sidecar as they are created: the admission webhook of a Kubernetes cluster",
 		Args:  cobra.NoArgs,
-		RunE:  func(c *cobra.Command, _ []string) error { return f.run(c.Context()) },
+		RunE:  func(c *cobra.Command, _ []string) error { return f.run(c.Context(), stderr) },
 	}
 	fs := c.Flags()
 	f.kubernetes.add(fs)
@@ -62,13 +60,11 @@ func injectorCommand() *cobra.Command {
 	return c
 }
 
-func (f *injectorFlags) run(ctx context.Context) error {
-	level, err := sidecar.ParseLevel(f.level)
+func (f *injectorFlags) run(ctx context.Context, stderr *logging.Output) error {
+	log, _, err := serviceLog(stderr, f.level)
 	if err != nil {
 		return err
 	}
-	log, _ := sidecar.NewLog(os.Stderr, level)
-	slog.SetDefault(log)
 	switch f.onError {
 	case "deny":
 	case "allow":

@@ -31,6 +31,7 @@ import (
 	"sallyport/sidecar/dns"
 	"sallyport/sidecar/filter"
 	"sallyport/sidecar/listener"
+	"sallyport/sidecar/logging"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/metric"
 	"sallyport/sidecar/panics"
@@ -73,6 +74,8 @@ type Options struct {
 	Accelerate accelerate.Options
 	Log        *slog.Logger
 	Level      *slog.LevelVar
+	// DroppedLines counts lines of the log that were not written; nil: nobody counts them.
+	DroppedLines func() uint64
 }
 
 // cacheAfter is how long the control plane may take to answer at a start before
@@ -205,6 +208,9 @@ func (p *process) start() error {
 		p.workers = append(p.workers, w)
 		p.wait.Go(w.Run)
 	}
+	if p.o.DroppedLines != nil {
+		p.metrics.Outside("server.dropped_log_lines", p.o.DroppedLines)
+	}
 	if err := p.accelerate(); err != nil {
 		return err
 	}
@@ -213,6 +219,7 @@ func (p *process) start() error {
 	p.dns = dns.NewServer(p.log)
 	p.shareHeld()
 	p.logs = telemetry.NewLogs(p.log)
+	p.metrics.Outside("server.dropped_access_log_lines", p.logs.Dropped)
 	p.tracers = telemetry.NewTracers(func(ctx context.Context, cluster string) (net.Conn, error) {
 		return p.clusters.Dial(ctx, cluster)
 	}, p.boot.GetNode().GetId(), p.boot.GetNode().GetCluster(), p.log)
@@ -468,7 +475,7 @@ func (p *process) certificates() any {
 }
 
 func (p *process) setLevel(name string) error {
-	l, err := ParseLevel(name)
+	l, err := logging.ParseLevel(name)
 	if err != nil {
 		return err
 	}

@@ -24,6 +24,8 @@ type Command struct {
 	Env  []string // in addition to the test's own
 	Dir  string
 	Life time.Duration // the process is killed after it; 10 minutes by default
+	// Stderr takes both outputs in place of the log that is kept; nil: they are kept.
+	Stderr *os.File
 	// Cgroup is the folder of the cgroup (version 2) in which it starts; "": that of the test.
 	Cgroup string
 }
@@ -50,6 +52,9 @@ func (c Command) Start(t testing.TB) *Process {
 	p.cmd = exec.Command(c.Path, c.Args...)
 	p.cmd.Dir, p.cmd.Env = c.Dir, append(os.Environ(), c.Env...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
+	if c.Stderr != nil {
+		p.cmd.Stdout, p.cmd.Stderr = c.Stderr, c.Stderr
+	}
 	p.cmd.WaitDelay = 5 * time.Second // a grandchild that keeps the pipe must not keep the test
 	ownGroup(p.cmd)
 	if c.Cgroup != "" {

@@ -23,6 +23,7 @@ type ProxyBuilder struct {
 	path  string
 	args  []string
 	env   []string
+	out   *os.File
 
 	bootstrap string
 	file      string
@@ -96,6 +97,12 @@ func (b *ProxyBuilder) Args(args ...string) *ProxyBuilder {
 // Env appends to the environment, NAME=VALUE.
 func (b *ProxyBuilder) Env(env ...string) *ProxyBuilder {
 	b.env = append(b.env, env...)
+	return b
+}
+
+// Stderr sends what the proxy writes to a file of the test's, in place of the log that is kept.
+func (b *ProxyBuilder) Stderr(f *os.File) *ProxyBuilder {
+	b.out = f
 	return b
 }
 
@@ -193,7 +200,7 @@ func (b *ProxyBuilder) Start() *Proxy {
 		args = append(args[:len(args):len(args)], "-c", b.write())
 	}
 	p := &Proxy{t: b.t, addrs: b.addrs}
-	p.Process = Command{Name: b.name, Path: b.path, Args: args, Env: b.env}.Start(b.t)
+	p.Process = Command{Name: b.name, Path: b.path, Args: args, Env: b.env, Stderr: b.out}.Start(b.t)
 	return p
 }
 

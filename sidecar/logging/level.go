@@ -1,8 +1,7 @@
-package sidecar
+package logging
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"strings"
 )
@@ -19,11 +18,4 @@ func ParseLevel(name string) (slog.Level, error) {
 		return l, nil
 	}
 	return 0, fmt.Errorf("log level %q is not known; known are trace, debug, info, warning, error, critical and off", name)
-}
-
-// NewLog returns a logger of events with fields, and the switch of its level.
-func NewLog(w io.Writer, level slog.Level) (*slog.Logger, *slog.LevelVar) {
-	v := &slog.LevelVar{}
-	v.Set(level)
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: v})), v
 }

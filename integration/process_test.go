@@ -1,0 +1,78 @@
+package integration
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"sallyport/integration/harness"
+)
+
+// denying is small.yaml with a second listener that denies every connection, and says so in the log.
+func denying(t *testing.T) string {
+	return strings.Replace(small(t), "static_resources:\n  listeners:\n", `static_resources:
+  listeners:
+  - name: denied
+    address: {socket_address: {address: 127.0.0.1, port_value: ${listen.denied}}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.rbac
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC
+          stat_prefix: denied
+          rules: {action: ALLOW}
+      - name: envoy.filters.network.tcp_proxy
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+          stat_prefix: denied
+          cluster: one
+`, 1)
+}
+
+// fullPipe is a pipe that nobody reads and that takes nothing more.
+func fullPipe(t *testing.T) *os.File {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close(); w.Close() })
+	c, err := w.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = c.Write(func(fd uintptr) bool {
+		for {
+			switch _, err := syscall.Write(int(fd), make([]byte, 4096)); {
+			case errors.Is(err, syscall.EAGAIN):
+				return true
+			case err != nil:
+				t.Error(err)
+				return true
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Fd() // blocking again, as a process finds its standard error
+	return w
+}
+
+func TestALogThatNobodyReadsStopsNothing(t *testing.T) {
+	one := harness.NewBackend(t, "one").HTTP1()
+	p := harness.NewSidecar(t).Bootstrap(denying(t)).Backend("one", one).Args("--concurrency", "1").Stderr(fullPipe(t)).Run()
+	for range 3 {
+		// A line of the log, by the only worker.
+		harness.Dial(t, p.Addr("denied"), nil).Send("x").WaitClosed(10 * time.Second)
+		if m := harness.Get(t, p.Addr("http"), "/"); m.Status() != 200 {
+			t.Errorf("%s", m.String())
+		}
+	}
+	if code := p.Stop(20 * time.Second); code != 0 {
+		t.Errorf("SIGTERM: exit %d", code)
+	}
+}
