@@ -8,8 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -21,8 +19,7 @@ import (
 )
 
 func main() {
-	// What is ignored from the start, by nohup or a shell's "&", stays so.
-	ctx, stop := signal.NotifyContext(context.Background(), slices.DeleteFunc([]os.Signal{os.Interrupt, syscall.SIGTERM}, signal.Ignored)...)
+	ctx, stop := until(context.Background(), os.Interrupt, syscall.SIGTERM)
 	stderr := logging.NewOutput(os.Stderr)
 	err := root(stderr).ExecuteContext(ctx)
 	stop()

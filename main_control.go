@@ -75,6 +75,7 @@ func (f *controlFlags) run(ctx context.Context, stderr *logging.Output) error {
 	if err != nil {
 		return err
 	}
+	nothingToReload(ctx, log)
 	if f.state == "" {
 		return errors.New("--state DIR is required: where the certificate authority keeps its keys")
 	}

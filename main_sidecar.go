@@ -78,6 +78,7 @@ func (f *sidecarFlags) finish(fs *pflag.FlagSet, stderr *logging.Output) (err er
 		return err
 	}
 	f.o.DroppedLines = stderr.Dropped
+	f.o.Reopen = reloads()
 	if f.drain < 0 {
 		return fmt.Errorf("--drain-time-s %d: must not be negative", f.drain)
 	}

@@ -65,6 +65,7 @@ func (f *injectorFlags) run(ctx context.Context, stderr *logging.Output) error {
 	if err != nil {
 		return err
 	}
+	nothingToReload(ctx, log)
 	switch f.onError {
 	case "deny":
 	case "allow":

@@ -76,3 +76,47 @@ func TestALogThatNobodyReadsStopsNothing(t *testing.T) {
 		t.Errorf("SIGTERM: exit %d", code)
 	}
 }
+
+// hangUp sends the signals that end no service, and waits until its log has an answer to each.
+func hangUp(t *testing.T, p *harness.Process) {
+	t.Helper()
+	for s, text := range map[syscall.Signal]string{syscall.SIGHUP: "signal=hangup", syscall.SIGUSR1: `signal="user defined signal 1"`} {
+		p.Signal(s)
+		p.WaitLog(text)
+	}
+	if code := p.Stop(20 * time.Second); code != 0 {
+		t.Errorf("SIGTERM: exit %d", code)
+	}
+}
+
+func TestATerminalThatGoesAwayEndsNoService(t *testing.T) {
+	t.Run("sidecar", func(t *testing.T) {
+		one := harness.NewBackend(t, "one").HTTP1()
+		hangUp(t, harness.NewSidecar(t).Bootstrap(small(t)).Backend("one", one).Run().Process)
+	})
+	t.Run("edge and control plane", func(t *testing.T) {
+		c := harness.NewControlPlane(t).Catalog("services: []\n").Run()
+		edge := harness.NewEdge(t).Gateway("public").ControlPlane(c.Addr(), c.Token("--service", "public")).Start()
+		edge.WaitLog("identity renewed") // before that it may not even have begun
+		hangUp(t, edge.Process)
+		hangUp(t, c.Process)
+	})
+}
+
+func TestAccessLogIsRotatedAsEnvoys(t *testing.T) {
+	both(t, func(t *testing.T, o observed) {
+		old := o.log + ".1"
+		if err := os.Rename(o.log, old); err != nil {
+			t.Fatal(err)
+		}
+		o.Signal(syscall.SIGUSR1)
+		harness.Eventually(t, 20*time.Second, "a line in the new file", func() error {
+			harness.Get(t, o.Addr("http"), "/plain")
+			text, err := os.ReadFile(o.log)
+			if err == nil && len(text) == 0 {
+				err = errors.New("it is empty")
+			}
+			return err
+		})
+	})
+}

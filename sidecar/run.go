@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"runtime"
 	"slices"
 	"strconv"
@@ -70,6 +71,8 @@ type Options struct {
 	// Progress, where set, is told what the process still waits for whenever that changes, and "" once it is ready. It is
 	// called on the goroutine of Run and must not block.
 	Progress func(reason string)
+	// Reopen has the files of access logs opened again, at each signal that comes; nil: never.
+	Reopen <-chan os.Signal
 	// Accelerate is for the hops between this process and applications of the same host.
 	Accelerate accelerate.Options
 	Log        *slog.Logger
@@ -163,6 +166,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer p.stop()
+	p.wait.Go(func() { p.reopen(ctx) })
 	page, err := p.admin()
 	if err != nil {
 		return err
@@ -326,6 +330,19 @@ func (p *process) connect(ctx context.Context) error {
 		conn.Close()
 	})
 	return nil
+}
+
+// reopen opens the files of access logs again when a signal asks for it, as Envoy does at SIGUSR1.
+func (p *process) reopen(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-p.o.Reopen:
+			p.log.Info("access logs are opened again; configuration and certificates are watched, and SIGTERM ends the process", "signal", s.String())
+			p.logs.Reopen()
+		}
+	}
 }
 
 // drain stops accepting and waits for connections to end.
