@@ -113,7 +113,9 @@ type Client struct {
 	want   map[string][]string // by type, sorted; a type without entry is not asked for
 	status Status
 
-	ttl leases // owned by Run
+	// Owned by Run.
+	ttl     leases
+	refused refusals
 }
 
 // New returns a client that does nothing until Run.
@@ -252,6 +254,7 @@ func (c *Client) session(ctx context.Context) (heard bool, err error) {
 		}
 		s = newWorld(c, g)
 	}
+	c.refused.drop() // what another stream was to be told
 	if err := s.start(); err != nil {
 		return false, c.cause(s, err)
 	}
@@ -284,6 +287,8 @@ func (c *Client) session(ctx context.Context) (heard bool, err error) {
 			err = s.handle(m)
 		case <-c.wake:
 			err = s.subscribe()
+		case <-c.refused.ready():
+			err = c.answerHeld()
 		case <-c.ttl.due():
 			c.expire()
 		}
@@ -317,27 +322,30 @@ func plain(err error) error {
 	return errors.New(strings.Join(strings.Fields(err.Error()), " "))
 }
 
-// apply gives a response to the sink and counts; detail is the NACK's, nil for an ACK.
-func (c *Client) apply(r Response, bad []Refused) (refused []Refused, detail *status.Status) {
-	refused = append(bad, c.o.Sink.Apply(r)...)
+// apply gives a response to the sink and counts. bad is what was refused before.
+func (c *Client) apply(r Response, bad []Refused) []Refused {
+	refused := append(slices.Clip(bad), c.o.Sink.Apply(r)...)
 	c.update(func(s *Status) {
 		s.Updates++
 		if len(refused) > 0 {
 			s.Rejected++
 		}
 	})
-	if len(refused) == 0 {
-		return nil, nil
+	if len(refused) > 0 {
+		c.o.Log.Error("configuration refused; what was in force for it stays so", "type", r.Type, "version", r.Version,
+			"error", c.detail(r.Type, refused).GetMessage())
 	}
-	d := c.detail(r.Type, refused)
-	c.o.Log.Error("configuration refused; what was in force for it stays so", "type", r.Type, "version", r.Version, "error", d.GetMessage())
-	return refused, d
+	return refused
 }
 
 // maxDetail bounds the text of a NACK; servers put it into logs and headers.
 const maxDetail = 4096
 
+// detail is what a NACK says; nil for an ACK.
 func (c *Client) detail(typeURL string, refused []Refused) *status.Status {
+	if len(refused) == 0 {
+		return nil
+	}
 	var b strings.Builder
 	b.WriteString(strings.TrimPrefix(typeURL, "type.googleapis.com/"))
 	for _, r := range refused {

@@ -113,11 +113,13 @@ func (d *delta) handle(a any) error {
 	for _, n := range r.Removed {
 		d.c.ttl.drop(t, n)
 	}
-	_, detail := d.c.apply(r, bad)
-	if err := d.answer(t, m.GetNonce(), detail); err != nil {
-		return err
-	}
-	return d.subscribe()
+	nonce := m.GetNonce()
+	return d.c.take(r, bad, func(refused []Refused) error {
+		if err := d.answer(t, nonce, d.c.detail(t, refused)); err != nil {
+			return err
+		}
+		return d.subscribe()
+	})
 }
 
 func (d *delta) answer(typeURL, nonce string, detail *status.Status) error {

@@ -52,6 +52,11 @@ func (w *world) subscribe() error {
 			w.types[t] = s
 		}
 		s.names = names
+		if sent, err := w.c.flushHeld(t); err != nil {
+			return err
+		} else if sent {
+			continue
+		}
 		if err := w.request(t, s, nil); err != nil {
 			return err
 		}
@@ -64,9 +69,7 @@ func (w *world) request(typeURL string, s *worldType, refused []Refused) error {
 	if !w.greets {
 		r.Node, w.greets = w.c.o.Node, true
 	}
-	if len(refused) > 0 {
-		r.ErrorDetail = w.c.detail(typeURL, refused)
-	}
+	r.ErrorDetail = w.c.detail(typeURL, refused)
 	return w.g.Send(r)
 }
 
@@ -103,13 +106,14 @@ func (w *world) handle(a any) error {
 		}
 		r.Resources = append(r.Resources, res)
 	}
-	refused, _ := w.c.apply(r, bad)
-	if len(refused) == 0 {
-		s.version = m.GetVersionInfo()
-	}
-	// What Apply made us want is asked for after this answer, in the order of types.
-	if err := w.request(r.Type, s, refused); err != nil {
-		return err
-	}
-	return w.subscribe()
+	return w.c.take(r, bad, func(refused []Refused) error {
+		if len(refused) == 0 {
+			s.version = r.Version
+		}
+		// What Apply made us want is asked for after this answer, in the order of types.
+		if err := w.request(r.Type, s, refused); err != nil {
+			return err
+		}
+		return w.subscribe()
+	})
 }
