@@ -2,6 +2,8 @@ package integration
 
 import (
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"strings"
 	"syscall"
@@ -120,3 +122,48 @@ func TestAccessLogIsRotatedAsEnvoys(t *testing.T) {
 		})
 	})
 }
+
+// lone builds the sidecar of the only service in a mesh.
+func lone(t *testing.T, args ...string) (*harness.ControlPlane, *harness.ProxyBuilder) {
+	t.Helper()
+	app := harness.NewBackend(t, "orders").HTTP1()
+	b := harness.NewSidecar(t).Service("orders", app.Port())
+	c := harness.NewControlPlane(t).Args("--status-listen", "-").Args(args...)
+	c.Catalog(fmt.Sprintf("services:\n- name: orders\n  instances: [{address: 127.0.0.1, port: %d, sidecar: {port: %s}}]\n", app.Port(), port(t, b.Address("mesh")))).Run()
+	return c, b.ControlPlane(c.Addr(), c.Token("--service", "orders"))
+}
+
+// notReady waits until /ready answers 503 with that text.
+func notReady(p *harness.Proxy, why string) {
+	p.WaitFor("refusal of /ready: "+why, func() error {
+		code, body, err := p.Page("/ready")
+		if err == nil && (code != 503 || !strings.Contains(body, why)) {
+			err = fmt.Errorf("%d %s", code, body)
+		}
+		return err
+	})
+}
+
+func TestASidecarWithoutItsPortIsNotReadyUntilItHasIt(t *testing.T) {
+	_, b := lone(t)
+	taken, err := net.Listen("tcp", b.Address("mesh"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	p := b.Start()
+	notReady(p, b.Address("mesh")+" is in use by another process")
+	taken.Close()
+	p.WaitReady()
+}
+
+func TestASidecarWhoseIdentityExpiredIsNotReady(t *testing.T) {
+	c, b := lone(t, "--svid-ttl", "3s")
+	p := b.Run()
+	c.Kill()
+	notReady(p, "identity has expired")
+	if !p.Running() {
+		t.Error("it has ended")
+	}
+}
+

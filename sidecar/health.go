@@ -23,7 +23,6 @@ func (p *process) health() (*probe.Server, error) {
 		probes[path] = p
 	}
 	return probe.Listen(probe.Options{Address: p.o.Health, Probes: probes, Held: p.o.Held, Log: p.log,
-		Ready:  func() bool { return p.status() == "LIVE" },
-		Reason: func() string { return p.status() + " " + p.reason() },
+		Unready: p.unready,
 	})
 }

@@ -9,34 +9,32 @@ import (
 // look is how often a start that is not ready yet looks at what is missing.
 const look = 50 * time.Millisecond
 
-// await returns when the process is ready, or ctx has ended. Of a transparent sidecar the listeners must be open that
-// redirection leads to: whoever else had those ports would be sent the application's plaintext. That one of them cannot be
-// opened is an error, and the end: the control plane will not send it again by itself, so the next try is the next start's.
+// await returns when the process is ready for the first time, or ctx has ended. Of a transparent sidecar the listeners must
+// be open that redirection leads to: whoever else had those ports would be sent the application's plaintext. That one of
+// them cannot be opened is an error, and the end: the next try is the next start's.
 func (p *process) await(ctx context.Context) error {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
-	ready, told := p.state.Ready(), ""
+	told := ""
 	for {
+		if err := p.unopened(); err != nil {
+			return err
+		}
+		reason := p.unready()
+		if reason == "" {
+			p.live.Store(true)
+			p.tell("")
+			return nil
+		}
+		if reason != told {
+			told = reason
+			p.tell(reason)
+			p.log.Debug("not ready yet", "reason", reason)
+		}
 		select {
-		case <-ready:
-			ready = nil // from here on the ticker looks
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-		}
-		if ready == nil {
-			if err := p.unopened(); err != nil {
-				return err
-			}
-			if p.closed() == "" {
-				p.live.Store(true)
-				p.tell("")
-				return nil
-			}
-		}
-		if reason := p.reason(); reason != "" && reason != told {
-			told = reason
-			p.tell(reason)
 		}
 	}
 }
@@ -45,6 +43,38 @@ func (p *process) tell(reason string) {
 	if p.o.Progress != nil {
 		p.o.Progress(reason)
 	}
+}
+
+// unready is why no traffic should come here, in words; "": it may. What a process needs for the first time, and what it may
+// not lose, are in docs/operations.md.
+func (p *process) unready() string {
+	if p.draining.Load() {
+		return "draining: the process is about to end"
+	}
+	if p.o.Identity != nil {
+		if _, err := p.o.Identity.GetX509SVID(); err != nil {
+			return err.Error() // it expired, and no handshake succeeds
+		}
+	}
+	live := p.live.Load()
+	why := p.state.Lacking(live)
+	if live || why == "" && p.o.Mesh == nil {
+		return why
+	}
+	// Before it was ready for the first time. A part of a mesh has nothing at all without its control plane; whoever wrote a
+	// bootstrap has said there how long that may take (initial_fetch_timeout), as with Envoy.
+	if why == "" && p.state.Configured() {
+		return p.closed()
+	}
+	if c := p.client.Load(); c != nil {
+		if s := c.Status(); !s.Connected && s.Error != "" {
+			return "no connection to the control plane: " + s.Error
+		}
+	}
+	if why == "" {
+		why = "the control plane has sent no configuration yet"
+	}
+	return why
 }
 
 // mustOpen are the listeners without which a transparent sidecar is none, by the names that the control plane gives them.

@@ -140,7 +140,7 @@ type process struct {
 	logs     *telemetry.Logs
 	tracers  *telemetry.Tracers
 	state    *active.State
-	client   *ads.Client
+	client   atomic.Pointer[ads.Client] // nil without a control plane
 	started  time.Time
 	live     atomic.Bool // everything of the start is in force
 	draining atomic.Bool
@@ -324,9 +324,9 @@ func (p *process) connect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.client = client
+	p.client.Store(client)
 	p.wait.Go(func() {
-		p.client.Run(ctx)
+		client.Run(ctx)
 		conn.Close()
 	})
 	return nil
@@ -422,7 +422,7 @@ func (p *process) admin() (*admin.Server, error) {
 		Metrics:      p.metrics,
 		Clusters:     p.clusters.Clusters,
 		State:        p.status,
-		Reason:       p.reason,
+		Unready:      p.unready,
 		ConfigDump:   p.state.Dump,
 		Warnings:     p.warnings,
 		Listeners:    p.addresses,
@@ -444,21 +444,6 @@ func (p *process) status() string {
 		return "LIVE"
 	}
 	return "INITIALIZING"
-}
-
-func (p *process) reason() string {
-	if p.client == nil {
-		return ""
-	}
-	if s := p.client.Status(); !s.Connected && s.Error != "" {
-		return "no connection to the control plane: " + s.Error
-	}
-	select {
-	case <-p.state.Ready():
-		return p.closed()
-	default:
-		return "waiting for the first configuration"
-	}
 }
 
 func (p *process) warnings() []string {

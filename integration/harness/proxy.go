@@ -238,6 +238,9 @@ func (p *Proxy) Addr(name string) string {
 	return addr
 }
 
+// Page returns the status and the answer of an admin page.
+func (p *Proxy) Page(path string) (status int, body string, err error) { return p.admin(path) }
+
 // Admin returns the answer of an admin page, which must be 200.
 func (p *Proxy) Admin(path string) string {
 	p.t.Helper()

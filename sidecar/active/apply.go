@@ -3,6 +3,7 @@ package active
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -78,7 +79,8 @@ var kinds = map[string]*kind{
 		set:    (*State).setListener,
 		remove: (*State).removeListener,
 		names: func(s *State) []string {
-			return dynamic(s.listeners, func(l *listening) *resource { return &l.resource })
+			names := dynamic(s.listeners, func(l *listening) *resource { return &l.resource })
+			return append(names, dynamic(s.unbound, func(u *unbound) *resource { return &u.resource })...)
 		},
 	},
 	ads.RouteType: {
@@ -151,6 +153,7 @@ func (s *State) apply(r ads.Response, fromServer bool) (refused []ads.Refused) {
 		case in.message == nil: // as it is in force
 			k.known(s, in.name).version = in.version
 			s.succeed(r.Type, in.name)
+			s.unwant(r.Type, in.name) // another version that could not be opened
 		default:
 			if err := k.set(s, in); err != nil {
 				refuse(in, err)
@@ -170,8 +173,14 @@ func (s *State) apply(r ads.Response, fromServer bool) (refused []ads.Refused) {
 			}
 		}
 	}
+	if r.Full && k.names != nil {
+		// What is no longer sent is no longer refused.
+		maps.DeleteFunc(s.failures[r.Type], func(n string, _ *failure) bool { return seen[n] == 0 && !named(refused, n) })
+	}
 	if len(refused) == 0 {
 		s.versions[r.Type] = r.Version
+		s.accepted[r.Type] = true
+		s.succeed(r.Type, "")
 	}
 	if fromServer {
 		switch r.Type {
@@ -258,6 +267,7 @@ func (k *kind) unchanged(s *State, in *incoming) bool {
 
 func (s *State) drop(k *kind, typeURL, name string) {
 	s.succeed(typeURL, name)
+	s.unwant(typeURL, name)
 	if k.remove == nil {
 		// Endpoints, routes and secrets go with what refers to them; until
 		// then they stay: removing what is in use serves nobody.

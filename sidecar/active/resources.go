@@ -164,6 +164,7 @@ func (s *State) addListener(name string, r resource, compiled *config.Listener) 
 		s.listeners[name] = l
 	}
 	s.release(l.wait)
+	s.abandon(name)
 	before := *l
 	s.warn(l.warnings, compiled.Warnings)
 	l.resource, l.warnings = r, compiled.Warnings
@@ -179,7 +180,7 @@ func (s *State) addListener(name string, r resource, compiled *config.Listener) 
 		if !compiled.Needs.Ready() && !late {
 			return false
 		}
-		now = s.listen(l, compiled)
+		now = s.listen(l, r, compiled)
 		return true
 	}
 	if s.clustersReady() && try(false) {
@@ -193,21 +194,17 @@ func (s *State) addListener(name string, r resource, compiled *config.Listener) 
 			*l = before
 			l.next, l.wait = nil, nil
 		}
+		s.unbound[name].accepted = false
 		return fmt.Errorf("listener %q: %w", name, now)
 	}
 	l.wait = s.hold("listener "+name, compiled.Needs.Fetch, try)
 	return nil
 }
 
-// listen publishes a listener. What cannot be opened later than in its
-// response can no more be refused: it is noted and told.
-func (s *State) listen(l *listening, compiled *config.Listener) error {
-	var err error
-	if l.active == nil {
-		err = s.publisher.AddListener(compiled.Config)
-	} else {
-		err = s.publisher.UpdateListener(compiled.Config)
-	}
+// listen publishes a listener. What cannot be opened later than in its response can no more be refused: it is noted, told,
+// and tried again.
+func (s *State) listen(l *listening, r resource, compiled *config.Listener) error {
+	err := s.publish(l, compiled)
 	l.next, l.wait = nil, nil
 	s.wants = true
 	if err != nil {
@@ -215,21 +212,25 @@ func (s *State) listen(l *listening, compiled *config.Listener) error {
 		s.log.Error("a listener cannot be opened", "listener", compiled.Config.Name, "error", err)
 		// The next response with the same bytes tries again.
 		l.sum, l.body = 0, nil
-		if l.active == nil {
-			s.unopened[compiled.Config.Name] = err
-		}
+		s.postpone(compiled.Config.Name, r, compiled, true, err)
 		return err
 	}
 	l.active = compiled
-	delete(s.unopened, compiled.Config.Name)
 	return nil
+}
+
+// publish gives a listener to the engine; l is nil, or has nothing in force, where it is new.
+func (s *State) publish(l *listening, compiled *config.Listener) error {
+	if l == nil || l.active == nil {
+		return s.publisher.AddListener(compiled.Config)
+	}
+	return s.publisher.UpdateListener(compiled.Config)
 }
 
 func (s *State) removeListener(name string) {
 	l := s.listeners[name]
 	s.release(l.wait)
 	delete(s.listeners, name)
-	delete(s.unopened, name)
 	if l.active != nil {
 		s.publisher.RemoveListener(name)
 	}

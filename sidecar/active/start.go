@@ -89,6 +89,7 @@ func (s *State) fromCache() {
 	if s.closed || len(s.versions) > 0 {
 		return
 	}
+	found := false
 	for _, t := range ads.Types {
 		r, err := s.cache.load(t)
 		if err != nil {
@@ -99,11 +100,15 @@ func (s *State) fromCache() {
 			continue
 		}
 		refused := s.apply(r, false)
+		found = true
 		s.log.Warn("the control plane did not answer; the last configuration was taken from disk", "type", t,
 			"resources", len(r.Resources), "refused", len(refused))
 		delete(s.versions, t)
 	}
 	s.awaitCDS, s.awaitLDS = false, false
+	if found {
+		s.accepted[ads.ClusterType], s.accepted[ads.ListenerType] = true, true // one of them may have been empty
+	}
 	s.settle()
 }
 

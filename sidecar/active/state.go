@@ -81,7 +81,8 @@ type State struct {
 	warming   map[*warm]func() bool      // what waits; the function publishes it if it can
 	versions  map[string]string          // last accepted, by type
 	failures  map[string]map[string]*failure
-	unopened  map[string]error // listeners of which no version has its sockets, and why
+	unbound   map[string]*unbound // listeners whose last version has no sockets
+	accepted  map[string]bool     // types of which a response was accepted, or read from disk
 
 	// The first listeners wait until the clusters that they send to are there.
 	awaitCDS, awaitLDS bool
@@ -151,7 +152,7 @@ func New(o Options) *State {
 	s := &State{publisher: o.Publisher, env: o.Env, secrets: o.Secrets, log: o.Log, timeout: o.FetchTimeout, subscribe: o.Subscribe, cache: o.Cache,
 		clusters: map[string]*cluster{}, listeners: map[string]*listening{}, endpoints: map[string]*endpoints{}, routes: map[string]*routes{},
 		secret: map[string]*resource{}, users: map[string]map[string]bool{}, warming: map[*warm]func() bool{}, versions: map[string]string{},
-		failures: map[string]map[string]*failure{}, unopened: map[string]error{}, asked: map[string][]string{}, ready: make(chan struct{}), started: time.Now()}
+		failures: map[string]map[string]*failure{}, unbound: map[string]*unbound{}, accepted: map[string]bool{}, asked: map[string][]string{}, ready: make(chan struct{}), started: time.Now()}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -195,6 +196,9 @@ func (s *State) Close() {
 	s.closed = true
 	for w := range s.warming {
 		w.stop()
+	}
+	for _, u := range s.unbound {
+		u.timer.Stop()
 	}
 	if s.gate != nil {
 		s.gate.Stop()
@@ -328,6 +332,9 @@ func (s *State) ask() {
 			}
 		}
 	}
+	for _, u := range s.unbound {
+		add(&u.compiled.Needs)
+	}
 	for _, t := range []struct {
 		url   string
 		names []string
@@ -431,14 +438,6 @@ func (s *State) fail(typeURL, name, version string, body *anypb.Any, err error) 
 const maxFailures = 1000
 
 func (s *State) succeed(typeURL, name string) { delete(s.failures[typeURL], name) }
-
-// Unopened is why a listener has no sockets: the address belongs to somebody else, for one. nil: it has them, or it was
-// never asked for.
-func (s *State) Unopened(name string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.unopened[name]
-}
 
 // Failure is a resource that was refused, or a listener that cannot be opened.
 type Failure struct {

@@ -41,8 +41,8 @@ type Source struct {
 	Clusters func() []*upstream.Cluster
 	// State is "LIVE", "DRAINING", "PRE_INITIALIZING" or "INITIALIZING", as Envoy's ServerInfo has them.
 	State func() string
-	// Reason says, when State is not LIVE, what is waited for.
-	Reason     func() string
+	// Unready says why no traffic should come here; "": it may.
+	Unready    func() string
 	ConfigDump func() *adminv3.ConfigDump
 	// Warnings are fields that are set and not implemented.
 	Warnings  func() []string
@@ -251,16 +251,16 @@ func (s *Server) index(w http.ResponseWriter) {
 }
 
 func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
-	state := s.src.State()
-	if state != "LIVE" {
-		w.WriteHeader(http.StatusServiceUnavailable)
+	state, why := s.src.State(), s.src.Unready()
+	if why == "" {
+		fmt.Fprintln(w, state)
+		return
 	}
-	fmt.Fprintln(w, state)
-	if state != "LIVE" {
-		if reason := s.src.Reason(); reason != "" {
-			fmt.Fprintln(w, reason)
-		}
+	if state == "LIVE" { // it serves what it can, and is still not to get traffic
+		state = "NOT READY"
 	}
+	w.WriteHeader(http.StatusServiceUnavailable)
+	fmt.Fprintf(w, "%s\n%s\n", state, why)
 }
 
 func writeJSON(w http.ResponseWriter, v any) {

@@ -36,6 +36,7 @@ type fixture struct {
 	*Server
 	t      *testing.T
 	state  string
+	lacks  string
 	called []string
 	level  string
 }
@@ -58,7 +59,7 @@ func newFixture(t *testing.T) *fixture {
 	}
 	call := func(name string) func() { return func() { f.called = append(f.called, name) } }
 	f.Server = &Server{src: Source{
-		Metrics: m, Clusters: clusters.Clusters, State: func() string { return f.state }, Reason: func() string { return "waiting for the first configuration" },
+		Metrics: m, Clusters: clusters.Clusters, State: func() string { return f.state }, Unready: func() string { return f.lacks },
 		ConfigDump: func() *adminv3.ConfigDump { return &adminv3.ConfigDump{Configs: []*anypb.Any{one}} },
 		Warnings:   func() []string { return []string{"listener l: field f is not implemented"} },
 		Listeners: func() map[string][]string {
@@ -160,10 +161,20 @@ func TestUnknownPages(t *testing.T) {
 }
 
 func TestNotReady(t *testing.T) {
-	f := newFixture(t)
-	f.state = "INITIALIZING"
-	if w := f.do("GET", "/ready"); w.Code != 503 || w.Body.String() != "INITIALIZING\nwaiting for the first configuration\n" {
-		t.Errorf("%d %q", w.Code, w.Body)
+	for _, c := range []struct {
+		name, state, lacks, want string
+		code                     int
+	}{
+		{"before it is ready for the first time", "INITIALIZING", "waiting for the first configuration", "INITIALIZING\nwaiting for the first configuration\n", 503},
+		{"ready", "LIVE", "", "LIVE\n", 200},
+		{"no longer ready, though it serves what it can", "LIVE", "identity has expired", "NOT READY\nidentity has expired\n", 503},
+		{"about to end", "DRAINING", "draining", "DRAINING\ndraining\n", 503},
+	} {
+		f := newFixture(t)
+		f.state, f.lacks = c.state, c.lacks
+		if w := f.do("GET", "/ready"); w.Code != c.code || w.Body.String() != c.want {
+			t.Errorf("%s: %d %q", c.name, w.Code, w.Body)
+		}
 	}
 }
 

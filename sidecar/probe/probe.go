@@ -169,8 +169,8 @@ func or(a, b string) string {
 type Options struct {
 	Address string           // IP:PORT
 	Probes  map[string]Probe // of the application
-	Ready   func() (ok bool) // of the sidecar
-	Reason  func() string    // why it is not
+	// Unready says why the sidecar is not ready for traffic; "": it is.
+	Unready func() string
 	Held    bool             // the process that started this one holds the address for it
 	Log     *slog.Logger
 }
@@ -236,11 +236,11 @@ func reply(w http.ResponseWriter, status int, text string) {
 }
 
 func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
-	if s.o.Ready() {
-		reply(w, http.StatusOK, "LIVE\n")
+	if why := s.o.Unready(); why != "" {
+		reply(w, http.StatusServiceUnavailable, why+"\n")
 		return
 	}
-	reply(w, http.StatusServiceUnavailable, s.o.Reason()+"\n")
+	reply(w, http.StatusOK, "LIVE\n")
 }
 
 func (s *Server) probe(w http.ResponseWriter, r *http.Request) {

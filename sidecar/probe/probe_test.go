@@ -46,12 +46,12 @@ func get(t *testing.T, url string) (int, string) {
 }
 
 func TestReady(t *testing.T) {
-	ready := false
-	url := start(t, Options{Ready: func() bool { return ready }, Reason: func() string { return "waiting for listeners" }})
+	lacks := "waiting for listeners"
+	url := start(t, Options{Unready: func() string { return lacks }})
 	if status, body := get(t, url+"/healthz/ready"); status != 503 || !strings.Contains(body, "waiting for listeners") {
 		t.Errorf("%d %q", status, body)
 	}
-	ready = true
+	lacks = ""
 	if status, _ := get(t, url+"/healthz/ready"); status != 200 {
 		t.Errorf("%d", status)
 	}
