@@ -227,6 +227,8 @@ func (p *process) start() error {
 	p.tracers = telemetry.NewTracers(func(ctx context.Context, cluster string) (net.Conn, error) {
 		return p.clusters.Dial(ctx, cluster)
 	}, p.boot.GetNode().GetId(), p.boot.GetNode().GetCluster(), p.log)
+	p.metrics.Outside("tracing.opentelemetry.spans_sent", p.tracers.Sent)
+	p.metrics.Outside("tracing.opentelemetry.spans_dropped", p.tracers.Dropped)
 	p.secrets = secret.NewStore(secret.Options{Identity: p.identity(), Log: p.log})
 	var err error
 	if p.state, err = p.newState(engine{p.clusters, p.server, p.dns}); err != nil {

@@ -228,7 +228,7 @@ func customTag(name string, kind any) (tag, error) {
 		field, def := strings.ToLower(t.RequestHeader.GetName()), t.RequestHeader.GetDefaultValue()
 		return tag{name, func(s *stream.Stream) (string, bool) {
 			if v := s.Request.Lookup(field); v != nil {
-				return string(v), true
+				return string(v[:min(len(v), maxTag)]), true
 			}
 			return def, def != ""
 		}}, nil

@@ -44,9 +44,15 @@ type Tracers struct {
 	name string // service.name where the configuration has none
 	log  *slog.Logger
 
+	counts spanCounts
+
 	mu        sync.Mutex
 	providers map[string]*sdktrace.TracerProvider
 }
+
+// Sent counts the spans that a collector has taken, Dropped those that none has: it was away, or more came than may wait.
+func (t *Tracers) Sent() uint64    { return t.counts.sent.Load() }
+func (t *Tracers) Dropped() uint64 { return t.counts.dropped.Load() }
 
 // NewTracers returns the process's tracers; node and service name come from the bootstrap.
 func NewTracers(dial Dial, node, service string, log *slog.Logger) *Tracers {
@@ -118,10 +124,8 @@ func (t *Tracers) provider(cfg *tracev3.OpenTelemetryConfig) (*sdktrace.TracerPr
 		attribute.String("service.name", cmp.Or(cfg.GetServiceName(), t.name)),
 		attribute.String("service.instance.id", t.node),
 		attribute.String("telemetry.sdk.language", "go"))
-	// The queue is bounded, and spans are dropped beyond it; a worker never
-	// waits for a collector.
 	p := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.AlwaysSample()), sdktrace.WithResource(res),
-		sdktrace.WithBatcher(exp, sdktrace.WithMaxQueueSize(4096), sdktrace.WithBatchTimeout(time.Second)))
+		sdktrace.WithSpanProcessor(newSpanQueue(exp, &t.counts)))
 	t.providers[string(key)] = p
 	return p, nil
 }
@@ -205,7 +209,7 @@ func (t *tracer) Start(s *stream.Stream) stream.Span {
 	if parent.span.IsValid() {
 		ctx = trace.ContextWithRemoteSpanContext(ctx, parent.span.WithTraceFlags(trace.FlagsSampled))
 	}
-	name := valid(s.Request.Get(message.Method))
+	name := valid(s.Request.Get(message.Method), maxMethod)
 	if s.Route != nil && s.Route.Name != "" {
 		name += " " + s.Route.Name
 	}
@@ -229,14 +233,13 @@ func (p *span) Finish(s *stream.Stream) {
 	if len(s.OriginalPath) > 0 {
 		path = s.OriginalPath
 	}
-	path = path[:min(len(path), p.t.maxPath)]
 	attrs := make([]attribute.KeyValue, 0, 16)
 	attrs = append(attrs,
 		attribute.String("component", "proxy"),
-		attribute.String("http.request.method", valid(s.Request.Get(message.Method))),
-		attribute.String("url.path", valid(path)),
-		attribute.String("url.scheme", valid(s.Request.Get(message.Scheme))),
-		attribute.String("server.address", valid(s.Request.Get(message.Authority))),
+		attribute.String("http.request.method", valid(s.Request.Get(message.Method), maxMethod)),
+		attribute.String("url.path", valid(path, p.t.maxPath)),
+		attribute.String("url.scheme", valid(s.Request.Get(message.Scheme), maxMethod)),
+		attribute.String("server.address", valid(s.Request.Get(message.Authority), maxTag)),
 		attribute.String("network.protocol.name", s.Protocol.String()),
 		attribute.Int("http.response.status_code", s.Status),
 		attribute.String("response_flags", string(s.Flags.Append(nil))),
@@ -247,8 +250,8 @@ func (p *span) Finish(s *stream.Stream) {
 			attrs = append(attrs, attribute.String(key, v))
 		}
 	}
-	optional("user_agent.original", valid(s.Request.Get(message.UserAgent)))
-	optional("guid:x-request-id", valid(s.Request.Get(message.XRequestID)))
+	optional("user_agent.original", valid(s.Request.Get(message.UserAgent), maxTag))
+	optional("guid:x-request-id", valid(s.Request.Get(message.XRequestID), maxTag))
 	if s.Remote.IsValid() {
 		optional("client.address", s.Remote.Addr().String())
 	}
@@ -256,21 +259,39 @@ func (p *span) Finish(s *stream.Stream) {
 	if s.Host != nil {
 		optional("upstream_address", s.Host.String())
 	}
-	optional("peer.spiffe_id", s.Conn.Principal())
+	optional("peer.spiffe_id", validText(s.Conn.Principal()))
 	for _, c := range p.t.tags {
 		if v, ok := c.value(s); ok {
-			attrs = append(attrs, attribute.String(c.name, strings.ToValidUTF8(v, replacement)))
+			attrs = append(attrs, attribute.String(c.name, validText(v)))
 		}
 	}
 	p.span.SetAttributes(attrs...)
 	if s.Status == 0 || s.Status >= 500 {
-		p.span.SetStatus(codes.Error, strings.ToValidUTF8(s.Details, replacement))
+		p.span.SetStatus(codes.Error, validText(s.Details))
 	}
 	p.span.End(trace.WithTimestamp(s.Start.Add(s.Duration)))
 }
 
 const replacement = "\uFFFD"
 
-// valid makes bytes of a client a string that a protobuf may hold: one byte
-// that is no UTF-8 would have the collector refuse every span of the batch.
-func valid(b []byte) string { return strings.ToValidUTF8(string(b), replacement) }
+const (
+	// maxTag is what one attribute of a span may have of a peer's text: spans wait while the collector is away. The path's
+	// own bound is max_path_tag_length.
+	maxTag = 1 << 10
+	// maxMethod is more than any method or scheme in use has.
+	maxMethod = 64
+)
+
+// valid makes bytes of a client a string that a protobuf may hold: one byte that is no UTF-8 would have the collector refuse
+// every span of the batch. It is cut before it is copied, so that nothing holds the rest.
+func valid(b []byte, limit int) string {
+	return strings.ToValidUTF8(string(b[:min(len(b), limit)]), replacement)
+}
+
+// validText is valid for a text, which is copied if it is cut.
+func validText(s string) string {
+	if len(s) > maxTag {
+		s = strings.Clone(s[:maxTag])
+	}
+	return strings.ToValidUTF8(s, replacement)
+}
