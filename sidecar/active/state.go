@@ -429,13 +429,26 @@ func (s *State) fail(typeURL, name, version string, body *anypb.Any, err error) 
 		m = map[string]*failure{}
 		s.failures[typeURL] = m
 	}
-	if len(m) < maxFailures || m[name] != nil {
-		m[name] = &failure{body: body, version: version, err: err.Error(), at: time.Now()}
+	if len(m) >= maxFailures && m[name] == nil {
+		return
 	}
+	f := &failure{version: version, err: err.Error(), at: time.Now()}
+	if len(f.err) > maxFailureText {
+		f.err = strings.Clone(f.err[:maxFailureText]) + "…"
+	}
+	if len(body.GetValue()) <= maxFailureBody {
+		f.body = body
+	}
+	m[name] = f
 }
 
-// maxFailures bounds what is kept of refused resources of one type.
-const maxFailures = 1000
+// Bounds of what is kept of the refused resources of one type, for the operator to see: how many, the text of each, and
+// the resource itself, which a larger one is left without.
+const (
+	maxFailures    = 1000
+	maxFailureText = 4 << 10
+	maxFailureBody = 64 << 10
+)
 
 func (s *State) succeed(typeURL, name string) { delete(s.failures[typeURL], name) }
 

@@ -424,3 +424,25 @@ func TestNodeTellsWhoWeAre(t *testing.T) {
 		t.Error("the bootstrap was changed")
 	}
 }
+
+func TestWhatIsKeptOfRefusedResourcesHasABound(t *testing.T) {
+	s, _, _ := start(t, Options{}, bootstrap)
+	huge := strings.Repeat("x", 1<<20)
+	for i := range 2 * maxFailures {
+		s.Apply(ads.Response{Type: ads.ClusterType, Resources: []ads.Resource{{Name: fmt.Sprint(i), Version: "1", Body: &anypb.Any{TypeUrl: huge[:100_000], Value: []byte(huge[:100_000])}}}})
+	}
+	all := s.Failures()
+	if len(all) != maxFailures {
+		t.Errorf("%d are kept", len(all))
+	}
+	size := 0
+	for _, f := range all {
+		size += len(f.Name) + len(f.Version) + len(f.Error)
+	}
+	for _, f := range s.failures[ads.ClusterType] {
+		size += len(f.body.GetValue())
+	}
+	if limit := maxFailures * (maxFailureText + maxFailureBody); size > limit {
+		t.Errorf("%d bytes are kept, at most %d may be", size, limit)
+	}
+}

@@ -319,7 +319,8 @@ func plain(err error) error {
 	if errors.Is(err, io.EOF) {
 		return errors.New("the control plane closed the stream")
 	}
-	return errors.New(strings.Join(strings.Fields(err.Error()), " "))
+	text := err.Error() // of the server, perhaps
+	return errors.New(strings.Join(strings.Fields(text[:min(len(text), maxDetail)]), " "))
 }
 
 // apply gives a response to the sink and counts. bad is what was refused before.
@@ -365,8 +366,8 @@ func (c *Client) detail(typeURL string, refused []Refused) *status.Status {
 }
 
 func (c *Client) control(id *corev3.ControlPlane) {
-	if id.GetIdentifier() != "" {
-		c.update(func(s *Status) { s.Control = id.GetIdentifier() })
+	if name := id.GetIdentifier(); name != "" {
+		c.update(func(s *Status) { s.Control = name[:min(len(name), maxDetail)] })
 	}
 }
 
