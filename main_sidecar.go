@@ -41,7 +41,7 @@ func (f *sidecarFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.o.Zone, "service-zone", "", "zone of the node")
 	fs.StringVar(&f.spare, "accelerate", "off", "pass bytes to and from applications of this host by BPF instead of TCP: auto, on or off")
 	fs.StringVar(&f.o.Accelerate.Cgroup, "accelerate-cgroup", "", "folder of the cgroup v2 that holds the application (default: the sidecar's own)")
-	fs.StringVar(&f.o.CacheDir, "cache-dir", "", "folder (0700) that keeps the last good configuration over a restart")
+	fs.StringVar(&f.o.CacheDir, "cache-dir", "", "folder (0700) that keeps the last good configuration over a restart, but for what may hold a secret")
 }
 
 // addEnvoy adds the flags by which Envoy is started.

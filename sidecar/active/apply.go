@@ -183,6 +183,7 @@ func (s *State) apply(r ads.Response, fromServer bool) (refused []ads.Refused) {
 		s.succeed(r.Type, "")
 	}
 	if fromServer {
+		delete(s.withheld, r.Type)
 		switch r.Type {
 		case ads.ClusterType:
 			s.awaitCDS = false

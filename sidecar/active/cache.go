@@ -10,11 +10,11 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	"sallyport/sidecar/ads"
 	"sallyport/sidecar/secret"
@@ -22,7 +22,9 @@ import (
 
 // Cache keeps the last good configuration on disk, so that a proxy that is
 // started while the control plane is away serves. Secrets, and resources that
-// hold one, are never written. Safe for concurrent use; nil keeps nothing.
+// hold one (secret.Holds), are never written: of those the name is, so that a
+// process that starts from the cache knows that it lacks them. Files are for their
+// owner alone. Safe for concurrent use; nil keeps nothing.
 type Cache struct {
 	dir   string
 	after time.Duration
@@ -34,6 +36,7 @@ type Cache struct {
 	state *State
 	types map[string]bool // to be written
 	timer *time.Timer
+	told  map[string]map[string]string // by type and name, why a resource is left out; owned by Flush
 }
 
 const (
@@ -63,7 +66,10 @@ func NewCache(dir string, after time.Duration, log *slog.Logger) (*Cache, error)
 	if info.Mode().Perm()&0o022 != 0 {
 		return nil, fmt.Errorf("the folder for the configuration cache, %s, can be written by others (%v); chmod 700 it", dir, info.Mode().Perm())
 	}
-	return &Cache{dir: dir, after: after, log: log, types: map[string]bool{}}, nil
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Geteuid() {
+		return nil, fmt.Errorf("the folder for the configuration cache, %s, belongs to user %d, and this process runs as user %d; chown it", dir, st.Uid, os.Geteuid())
+	}
+	return &Cache{dir: dir, after: after, log: log, types: map[string]bool{}, told: map[string]map[string]string{}}, nil
 }
 
 // Attach names the State whose configuration is kept.
@@ -116,11 +122,20 @@ func (c *Cache) path(typeURL string) string {
 
 func (c *Cache) write(typeURL string, list []*discoveryv3.Resource) error {
 	m := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: typeURL}
+	told, before := map[string]string{}, c.told[typeURL]
+	c.told[typeURL] = told
 	for _, r := range list {
-		if clean := secret.Redact(r.Resource); string(clean.GetValue()) != string(normal(r.Resource)) {
-			continue // it holds a secret
+		place := secret.Holds(r.Resource)
+		if place != "" {
+			m.RemovedResources = append(m.RemovedResources, r.GetName())
+			told[r.GetName()] = place
+			if before[r.GetName()] != place {
+				c.log.Warn("a resource is not kept on disk, for it holds what may be a secret; after a restart it waits for the control plane",
+					"type", typeURL, "name", r.GetName(), "field", place)
+			}
+		} else {
+			m.Resources = append(m.Resources, r)
 		}
-		m.Resources = append(m.Resources, r)
 	}
 	b, err := proto.Marshal(m)
 	if err != nil {
@@ -146,20 +161,7 @@ func (c *Cache) write(typeURL string, list []*discoveryv3.Resource) error {
 	return os.Rename(f.Name(), c.path(typeURL))
 }
 
-// normal is the body as Redact writes it, so that the two can be compared.
-func normal(a *anypb.Any) []byte {
-	m, err := a.UnmarshalNew()
-	if err != nil {
-		return nil
-	}
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
-	if err != nil {
-		return nil
-	}
-	return b
-}
-
-// load reads what is kept of a type.
+// load reads what is kept of a type. Response.Removed has the names of what was left out.
 func (c *Cache) load(typeURL string) (r ads.Response, err error) {
 	r = ads.Response{Type: typeURL, Version: "cache"}
 	f, err := os.Open(c.path(typeURL))
@@ -177,6 +179,7 @@ func (c *Cache) load(typeURL string) (r ads.Response, err error) {
 	if err := proto.Unmarshal(b, &m); err != nil || len(b) > maxCache || m.GetTypeUrl() != typeURL {
 		return r, errors.New("the file is damaged; delete it")
 	}
+	r.Removed = m.GetRemovedResources()
 	for _, x := range m.GetResources() {
 		r.Resources = append(r.Resources, ads.Resource{Name: x.GetName(), Version: x.GetVersion(), Body: x.GetResource()})
 	}

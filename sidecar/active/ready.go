@@ -125,6 +125,11 @@ func (s *State) Lacking(wasReady bool) string {
 			}
 		}
 	}
+	for _, t := range ads.Types {
+		if names := s.withheld[t]; len(names) > 0 {
+			return fmt.Sprintf("waiting for the control plane: what may hold a secret was not kept on disk: %.500s", strings.Join(names, ", "))
+		}
+	}
 	if s.isReady {
 		return ""
 	}

@@ -2,6 +2,7 @@ package active
 
 import (
 	"fmt"
+	"slices"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
@@ -173,7 +174,7 @@ func (s *State) addListener(name string, r resource, compiled *config.Listener) 
 	var now error
 	try := func(late bool) bool {
 		for _, n := range compiled.Needs.Routes {
-			if s.handle(n).Table() == nil && !late {
+			if s.handle(n).Table() == nil && (!late || slices.Contains(s.withheld[ads.RouteType], n)) {
 				return false
 			}
 		}

@@ -96,6 +96,8 @@ func (s *State) fromCache() {
 			s.log.Warn("the configuration kept on disk cannot be used", "type", t, "error", err)
 			continue
 		}
+		s.withheld[t] = r.Removed
+		r.Removed = nil
 		if len(r.Resources) == 0 {
 			continue
 		}

@@ -83,6 +83,7 @@ type State struct {
 	failures  map[string]map[string]*failure
 	unbound   map[string]*unbound // listeners whose last version has no sockets
 	accepted  map[string]bool     // types of which a response was accepted, or read from disk
+	withheld  map[string][]string // by type, what was not kept on disk, of a process that began from there; none once the control plane has answered
 
 	// The first listeners wait until the clusters that they send to are there.
 	awaitCDS, awaitLDS bool
@@ -152,7 +153,7 @@ func New(o Options) *State {
 	s := &State{publisher: o.Publisher, env: o.Env, secrets: o.Secrets, log: o.Log, timeout: o.FetchTimeout, subscribe: o.Subscribe, cache: o.Cache,
 		clusters: map[string]*cluster{}, listeners: map[string]*listening{}, endpoints: map[string]*endpoints{}, routes: map[string]*routes{},
 		secret: map[string]*resource{}, users: map[string]map[string]bool{}, warming: map[*warm]func() bool{}, versions: map[string]string{},
-		failures: map[string]map[string]*failure{}, unbound: map[string]*unbound{}, accepted: map[string]bool{}, asked: map[string][]string{}, ready: make(chan struct{}), started: time.Now()}
+		failures: map[string]map[string]*failure{}, unbound: map[string]*unbound{}, accepted: map[string]bool{}, withheld: map[string][]string{}, asked: map[string][]string{}, ready: make(chan struct{}), started: time.Now()}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -246,8 +247,12 @@ func (s *State) hold(what string, patience time.Duration, try func(late bool) bo
 			defer s.mu.Unlock()
 			if _, waits := s.warming[w]; waits && !s.closed {
 				w.late = true
-				s.log.Warn("what it refers to did not arrive in time; it goes into force without", "resource", w.what, "after", patience)
 				s.settle()
+				if _, still := s.warming[w]; still {
+					s.log.Warn("what it refers to did not arrive in time; it waits, for that was not kept on disk", "resource", w.what, "after", patience)
+				} else {
+					s.log.Warn("what it refers to did not arrive in time; it goes into force without", "resource", w.what, "after", patience)
+				}
 			}
 		})
 	}

@@ -68,7 +68,7 @@ func header(r *fields.Report, path string, h *corev3.HeaderValue, format func(st
 		return m
 	}
 	if format == nil {
-		r.Errorf(p, "%q: substitution is not available here", m.Value)
+		r.Errorf(p, "holds a percent sign, and substitution is not available here; write %%%% for a percent sign")
 		return m
 	}
 	f, err := format(m.Value)

@@ -171,7 +171,7 @@ type Options struct {
 	Probes  map[string]Probe // of the application
 	// Unready says why the sidecar is not ready for traffic; "": it is.
 	Unready func() string
-	Held    bool             // the process that started this one holds the address for it
+	Held    bool // the process that started this one holds the address for it
 	Log     *slog.Logger
 }
 

@@ -44,7 +44,7 @@ const DefaultFormat = `[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH
 	`"%REQ(X-REQUEST-ID)%" "%REQ(:AUTHORITY)%" "%UPSTREAM_HOST%"` + "\n"
 
 // Compile reads a format string. "%%" is a percent sign; an operator that is
-// not known is an error that names it.
+// not known is an error that names it. The format itself is in no error: it may be the value of a header, and that a credential.
 func Compile(format string) (*Format, error) {
 	f := &Format{missing: "-"}
 	text := ""
@@ -61,11 +61,11 @@ func Compile(format string) (*Format, error) {
 		}
 		end := operatorEnd(format[i+1:])
 		if end < 0 {
-			return nil, fmt.Errorf("format %q: the command operator at position %d has no closing %%", format, i)
+			return nil, fmt.Errorf("the command operator at position %d has no closing %%; write %%%% for a percent sign", i)
 		}
 		p, err := operator(format[i+1 : i+1+end])
 		if err != nil {
-			return nil, fmt.Errorf("format %q: %w", format, err)
+			return nil, fmt.Errorf("position %d: %w", i, err)
 		}
 		if text != "" {
 			f.parts = append(f.parts, part{text: text})
@@ -162,6 +162,16 @@ var _ route.Formatter = (*Format)(nil)
 // HeaderFormat compiles a header value; it is what package config is given.
 func HeaderFormat(format string) (route.Formatter, error) { return Compile(format) }
 
+// named is a command operator in an error, without its argument. What does not look like one is not repeated.
+func named(name string) string {
+	for _, c := range name {
+		if c != '_' && (c < 'A' || c > 'Z') {
+			return "command operator"
+		}
+	}
+	return "command operator %" + name + "%"
+}
+
 type getter = func(dst []byte, s *stream.Stream) ([]byte, bool)
 
 // operator compiles what stands between two percent signs: NAME, NAME(ARG) or NAME(ARG):MAX.
@@ -170,20 +180,20 @@ func operator(op string) (part, error) {
 	if i := strings.IndexByte(op, '('); i >= 0 {
 		j := strings.LastIndexByte(op, ')')
 		if j < i {
-			return part{}, fmt.Errorf("command operator %%%s%%: missing closing parenthesis", op)
+			return part{}, fmt.Errorf("%s: missing closing parenthesis", named(op[:i]))
 		}
 		name, arg = op[:i], op[i+1:j]
 		if rest := op[j+1:]; rest != "" {
 			n, err := strconv.Atoi(strings.TrimPrefix(rest, ":"))
 			if err != nil || n <= 0 {
-				return part{}, fmt.Errorf("command operator %%%s%%: %q is not a length", op, rest)
+				return part{}, fmt.Errorf("%s: what follows its argument is not a length, as in %%REQ(X):10%%", named(name))
 			}
 			max = n
 		}
 	}
 	if f := headerOperator(name, arg); f != nil {
 		if first, second, more := strings.Cut(arg, "?"); first == "" || more && second == "" || strings.Contains(second, "?") {
-			return part{}, fmt.Errorf("command operator %%%s%%: needs one header name in parentheses, or two as in %%%s(X?Y)%%", op, name)
+			return part{}, fmt.Errorf("%s: needs one header name in parentheses, or two as in %%%s(X?Y)%%", named(name), name)
 		}
 		return part{f: f, max: max}, nil
 	}
@@ -199,7 +209,7 @@ func operator(op string) (part, error) {
 	if f, ok := texts[name]; ok {
 		return part{f: f, max: max}, nil
 	}
-	return part{}, fmt.Errorf("command operator %%%s%% is not known; known are %s", op, strings.Join(operatorNames(), ", "))
+	return part{}, fmt.Errorf("%s is not known; known are %s; write %%%% for a percent sign", named(name), strings.Join(operatorNames(), ", "))
 }
 
 func operatorNames() []string {

@@ -149,9 +149,17 @@ func TestBadFormats(t *testing.T) {
 		"%REQ(A%":            "no closing",
 		"%REQ)A(%":           "missing closing parenthesis",
 		"%PROTOCOL% %%% end": "no closing",
+		// A credential in which there is a percent sign.
+		"Basic s3cret%pa55w0rd%": "command operator is not known",
+		"Basic s3cret%":          "position 12 has no closing",
+		"%REQ(s3cret":            "no closing",
+		"%REQ)s3cret(x%":         "missing closing parenthesis",
+		"%REQ(A)s3cret%":         "is not a length",
 	} {
 		if _, err := Compile(format); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", format, err, want)
+		} else if strings.Contains(err.Error(), "s3cret") || strings.Contains(err.Error(), "pa55") {
+			t.Errorf("the error repeats what may be a credential: %v", err)
 		}
 	}
 }
