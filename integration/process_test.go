@@ -166,4 +166,3 @@ func TestASidecarWhoseIdentityExpiredIsNotReady(t *testing.T) {
 		t.Error("it has ended")
 	}
 }
-
