@@ -313,7 +313,11 @@ func registered(ctx context.Context, start <-chan struct{}, r *register.Options,
 		defer end()
 		select {
 		case <-start:
-			done <- register.Run(registration, *r)
+			var err error
+			if p := logging.Guard(o.Log, "registering in Consul", func() { err = register.Run(registration, *r) }); p != nil {
+				err = p
+			}
+			done <- err
 		case <-registration.Done():
 			done <- nil
 		}

@@ -16,6 +16,7 @@ import (
 
 	"sallyport/sidecar/ads"
 	"sallyport/sidecar/config"
+	"sallyport/sidecar/logging"
 )
 
 // incoming is a resource on its way in.
@@ -135,7 +136,7 @@ func (s *State) apply(r ads.Response, fromServer bool) (refused []ads.Refused) {
 	}
 	same := s.bytes(k, r)
 	for i := range r.Resources {
-		in, err := s.read(k, r.Type, &r.Resources[i], same)
+		in, err := s.guardedRead(k, r.Type, &r.Resources[i], same)
 		if err != nil {
 			refuse(in, fmt.Errorf("resources[%d]: %w", i, err))
 			continue
@@ -155,7 +156,7 @@ func (s *State) apply(r ads.Response, fromServer bool) (refused []ads.Refused) {
 			s.succeed(r.Type, in.name)
 			s.unwant(r.Type, in.name) // another version that could not be opened
 		default:
-			if err := k.set(s, in); err != nil {
+			if err := s.guarded(k, in); err != nil {
 				refuse(in, err)
 			} else {
 				s.succeed(r.Type, in.name)
@@ -193,6 +194,24 @@ func (s *State) apply(r ads.Response, fromServer bool) (refused []ads.Refused) {
 	}
 	s.settle()
 	return refused
+}
+
+// guarded puts a resource in force. A resource that makes us panic is refused as any other that cannot be used.
+func (s *State) guarded(k *kind, in *incoming) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%q: %w", in.name, logging.Panicked(s.log, "compiling it", r))
+		}
+	}()
+	return k.set(s, in)
+}
+
+func (s *State) guardedRead(k *kind, typeURL string, r *ads.Resource, same map[uint64]string) (in *incoming, err error) {
+	in = &incoming{name: r.Name, version: r.Version, body: r.Body}
+	if p := logging.Guard(s.log, "reading it", func() { in, err = s.read(k, typeURL, r, same) }); p != nil {
+		return in, p
+	}
+	return in, err
 }
 
 func named(refused []ads.Refused, name string) bool {

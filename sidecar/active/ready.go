@@ -9,6 +9,7 @@ import (
 
 	"sallyport/sidecar/ads"
 	"sallyport/sidecar/config"
+	"sallyport/sidecar/logging"
 )
 
 // Bounds of the wait before the sockets of a listener are tried again.
@@ -61,7 +62,10 @@ func (s *State) rebind(name string, u *unbound) {
 		return
 	}
 	l := s.listeners[name]
-	if u.err = s.publish(l, u.compiled); u.err != nil {
+	if p := logging.Guard(s.log, "opening a listener", func() { u.err = s.publish(l, u.compiled) }); p != nil {
+		u.err = p
+	}
+	if u.err != nil {
 		u.wait = min(2*u.wait, lastRebind)
 		u.timer.Reset(u.wait)
 		return

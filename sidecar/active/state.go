@@ -24,6 +24,7 @@ import (
 	"sallyport/sidecar/ads"
 	"sallyport/sidecar/config"
 	"sallyport/sidecar/listener"
+	"sallyport/sidecar/logging"
 	"sallyport/sidecar/route"
 	"sallyport/sidecar/secret"
 	"sallyport/sidecar/upstream"
@@ -277,8 +278,12 @@ func (s *State) settle() {
 			break
 		}
 		for _, w := range s.waiting(kind) {
-			if try := s.warming[w]; try != nil && try() {
-				s.release(w)
+			try, done := s.warming[w], false
+			if try == nil {
+				continue
+			}
+			if p := logging.Guard(s.log, "putting "+w.what+" in force", func() { done = try() }); p != nil || done {
+				s.release(w) // one that panics would do so again and again
 			}
 		}
 	}

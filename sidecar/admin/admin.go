@@ -29,6 +29,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"sallyport/sidecar/logging"
 	"sallyport/sidecar/metric"
 	"sallyport/sidecar/telemetry"
 	"sallyport/sidecar/upstream"
@@ -68,6 +69,7 @@ type Server struct {
 	src   Source
 	pages []page
 	http  *http.Server
+	log   *slog.Logger
 	addr  net.Addr
 	// loopback: only programs of this host get here, a browser among them
 	// that a page of another host made come (DNS rebinding).
@@ -90,7 +92,7 @@ func Listen(address string, src Source, log *slog.Logger) (*Server, error) {
 			log.Warn("the admin page is reachable from other hosts; it has no authentication", "address", l.Addr())
 		}
 	}
-	s := &Server{src: src, addr: l.Addr(), loopback: loopback}
+	s := &Server{src: src, addr: l.Addr(), loopback: loopback, log: log}
 	s.pages = s.list()
 	s.http = &http.Server{Handler: s, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 120 * time.Second,
 		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
@@ -185,8 +187,17 @@ func (s *Server) find(path string) *page {
 
 const profiles = "/debug/pprof/"
 
-// ServeHTTP finds the page.
+// ServeHTTP finds the page. A panic in one is its own.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	defer func() {
+		if p := recover(); p != nil && p != http.ErrAbortHandler {
+			http.Error(w, logging.Panicked(s.log, "serving an admin page", p).Error(), http.StatusInternalServerError)
+		}
+	}()
+	s.serve(w, r)
+}
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Cache-Control", "no-cache, max-age=0")
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")

@@ -58,7 +58,7 @@ func newFixture(t *testing.T) *fixture {
 		t.Fatal(err)
 	}
 	call := func(name string) func() { return func() { f.called = append(f.called, name) } }
-	f.Server = &Server{src: Source{
+	f.Server = &Server{log: quiet, src: Source{
 		Metrics: m, Clusters: clusters.Clusters, State: func() string { return f.state }, Unready: func() string { return f.lacks },
 		ConfigDump: func() *adminv3.ConfigDump { return &adminv3.ConfigDump{Configs: []*anypb.Any{one}} },
 		Warnings:   func() []string { return []string{"listener l: field f is not implemented"} },
@@ -373,5 +373,16 @@ func TestListenOnAUnixSocket(t *testing.T) {
 	}
 	if b, err := os.ReadFile(plain); err != nil || string(b) != "keep" {
 		t.Error("a file was taken away for a socket")
+	}
+}
+
+func TestAPanicInAPageIsItsOwn(t *testing.T) {
+	f := newFixture(t)
+	f.src.Warnings = func() []string { panic("a mistake of ours") }
+	if w := f.do("GET", "/warnings"); w.Code != 500 || strings.Contains(w.Body.String(), ".go:") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := f.do("GET", "/ready"); w.Code != 200 {
+		t.Errorf("%d after it", w.Code)
 	}
 }

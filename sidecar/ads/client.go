@@ -26,6 +26,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"sallyport/sidecar/logging"
 )
 
 // Type URLs of the resources.
@@ -261,6 +263,11 @@ func (c *Client) session(ctx context.Context) (heard bool, err error) {
 	incoming := make(chan any)
 	ended := make(chan error, 1)
 	go func() {
+		defer func() {
+			if r := recover(); r != nil {
+				ended <- logging.Panicked(c.o.Log, "receiving from the control plane", r)
+			}
+		}()
 		for {
 			m, err := s.receive()
 			if err != nil {
@@ -284,7 +291,9 @@ func (c *Client) session(ctx context.Context) (heard bool, err error) {
 				heard = true
 				c.update(func(s *Status) { s.Connected, s.Since, s.Error = true, time.Now(), "" })
 			}
-			err = s.handle(m)
+			if p := logging.Guard(c.o.Log, "taking a response of the control plane", func() { err = s.handle(m) }); p != nil {
+				err = p
+			}
 		case <-c.wake:
 			err = s.subscribe()
 		case <-c.refused.ready():

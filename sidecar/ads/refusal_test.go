@@ -72,6 +72,9 @@ type judge struct {
 func (j *judge) Apply(r ads.Response) (refused []ads.Refused) {
 	j.applied.Add(1)
 	for _, x := range r.Resources {
+		if string(x.Body.GetValue()) == "panic" {
+			panic("a mistake of ours")
+		}
 		if strings.HasPrefix(string(x.Body.GetValue()), "bad") && !j.pardon.Load() {
 			refused = append(refused, ads.Refused{Name: x.Name, Err: errors.New("is bad")})
 		}
@@ -269,5 +272,15 @@ func TestAfterAMinuteAMistakeIsNew(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		s.send(ads.ClusterType, "bad")
 		s.wants(2, true)
+	})
+}
+
+func TestAPanicEndsAStreamAndNotTheProcess(t *testing.T) {
+	play(t, func(s *script) {
+		s.send(ads.ClusterType, "panic")
+		s.answer() // of another stream, which asks for everything again
+		s.answer()
+		s.send(ads.ClusterType, "good")
+		s.wants(2, false)
 	})
 }

@@ -29,6 +29,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"sallyport/sidecar/conn"
+	"sallyport/sidecar/logging"
 )
 
 // Environment is the variable that holds the application's probes.
@@ -207,7 +208,7 @@ func Listen(o Options) (*Server, error) {
 	mux.HandleFunc("GET /healthz/ready", s.ready)
 	mux.HandleFunc("GET /healthz/live", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, "LIVE\n") })
 	mux.HandleFunc("GET "+Prefix, s.probe)
-	s.server = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second, IdleTimeout: 30 * time.Second,
+	s.server = &http.Server{Handler: guarded(mux, o.Log), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second, IdleTimeout: 30 * time.Second,
 		WriteTimeout: maxTimeout + 5*time.Second, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug)}
 	go func() {
 		defer close(s.stopped)
@@ -216,6 +217,18 @@ func Listen(o Options) (*Server, error) {
 		}
 	}()
 	return s, nil
+}
+
+// guarded keeps a panic within its request. net/http would too, and say so in a debug line alone.
+func guarded(h http.Handler, log *slog.Logger) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			if p := recover(); p != nil && p != http.ErrAbortHandler {
+				reply(w, http.StatusInternalServerError, logging.Panicked(log, "answering a probe", p).Error()+"\n")
+			}
+		}()
+		h.ServeHTTP(w, r)
+	})
 }
 
 // Addr is where it listens.

@@ -200,3 +200,12 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestAPanicInAProbeIsItsOwn(t *testing.T) {
+	url := start(t, Options{Unready: func() string { panic("a mistake of ours") }})
+	for range 2 {
+		if status, body := get(t, url+"/healthz/ready"); status != 500 || strings.Contains(body, ".go:") {
+			t.Errorf("%d %s", status, body)
+		}
+	}
+}

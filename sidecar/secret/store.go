@@ -26,6 +26,7 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 
 	"sallyport/sidecar/config/fields"
+	"sallyport/sidecar/logging"
 )
 
 // IdentityCluster is the name of the cluster that, as the source of an SDS
@@ -242,11 +243,7 @@ func (s *Store) fromIdentity(name string) (*slot, error) {
 func (s *Store) followIdentity() {
 	for {
 		changed := s.identity.Changed()
-		s.mu.Lock()
-		for _, sl := range s.own {
-			sl.v.Store(s.readIdentity(sl, sl.v.Load()))
-		}
-		s.mu.Unlock()
+		_ = logging.Guard(s.log, "reading the identity", s.rereadIdentity) // told in the log; the last one stays
 		s.generation.Add(1)
 		s.changed()
 		select {
@@ -254,6 +251,14 @@ func (s *Store) followIdentity() {
 		case <-s.stop:
 			return
 		}
+	}
+}
+
+func (s *Store) rereadIdentity() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sl := range s.own {
+		sl.v.Store(s.readIdentity(sl, sl.v.Load()))
 	}
 }
 

@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -9,6 +10,8 @@ import (
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+
+	"sallyport/sidecar/logging"
 )
 
 // Bounds of the spans that wait for a collector, those of the batch under way among them. Callers may force a span for each
@@ -29,6 +32,7 @@ const (
 type spanQueue struct {
 	exporter sdktrace.SpanExporter
 	counts   *spanCounts
+	log      *slog.Logger
 
 	mu      sync.Mutex
 	waiting []sdktrace.ReadOnlySpan
@@ -47,8 +51,8 @@ type spanQueue struct {
 // spanCounts are those of all queues of a process.
 type spanCounts struct{ sent, dropped atomic.Uint64 }
 
-func newSpanQueue(exporter sdktrace.SpanExporter, counts *spanCounts) *spanQueue {
-	q := &spanQueue{exporter: exporter, counts: counts, wake: make(chan struct{}, 1), full: make(chan struct{}, 1),
+func newSpanQueue(exporter sdktrace.SpanExporter, counts *spanCounts, log *slog.Logger) *spanQueue {
+	q := &spanQueue{exporter: exporter, counts: counts, log: log, wake: make(chan struct{}, 1), full: make(chan struct{}, 1),
 		stop: make(chan struct{}), ended: make(chan struct{})}
 	q.ctx, q.abandon = context.WithCancel(context.Background())
 	go q.run()
@@ -125,7 +129,10 @@ func (q *spanQueue) exportBatch() bool {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(q.ctx, exportTimeout)
-	err := q.exporter.ExportSpans(ctx, batch)
+	var err error
+	if p := logging.Guard(q.log, "exporting spans", func() { err = q.exporter.ExportSpans(ctx, batch) }); p != nil {
+		err = p
+	}
 	cancel()
 	if err != nil {
 		otel.Handle(err) // said once a batch, which takes a second and more

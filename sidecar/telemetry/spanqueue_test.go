@@ -62,7 +62,7 @@ func spanOf(n int) sdktrace.ReadOnlySpan {
 func TestSpansLeaveInBatchesAndSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, counts := &collecting{}, &spanCounts{}
-		q := newSpanQueue(c, counts)
+		q := newSpanQueue(c, counts, quiet)
 		for range 3 {
 			q.OnEnd(spanOf(10))
 		}
@@ -100,7 +100,7 @@ func TestSpansThatWaitHaveABound(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				away, counts := &collecting{gate: make(chan struct{})}, &spanCounts{}
-				q := newSpanQueue(away, counts)
+				q := newSpanQueue(away, counts, quiet)
 				const all = 10000
 				for range all {
 					q.OnEnd(spanOf(c.size))
@@ -121,7 +121,7 @@ func TestSpansThatWaitHaveABound(t *testing.T) {
 func TestSpansThatNobodyTakesAreCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, counts := &collecting{fail: errors.New("unavailable")}, &spanCounts{}
-		q := newSpanQueue(c, counts)
+		q := newSpanQueue(c, counts, quiet)
 		q.OnEnd(spanOf(1))
 		time.Sleep(spanDelay)
 		synctest.Wait()
@@ -136,7 +136,7 @@ func TestSpansThatNobodyTakesAreCounted(t *testing.T) {
 
 func TestACollectorThatIsStuckDoesNotKeepTheProcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		q := newSpanQueue(&collecting{gate: make(chan struct{})}, &spanCounts{})
+		q := newSpanQueue(&collecting{gate: make(chan struct{})}, &spanCounts{}, quiet)
 		for range 2 * spanBatch {
 			q.OnEnd(spanOf(1))
 		}

@@ -125,7 +125,7 @@ func (t *Tracers) provider(cfg *tracev3.OpenTelemetryConfig) (*sdktrace.TracerPr
 		attribute.String("service.instance.id", t.node),
 		attribute.String("telemetry.sdk.language", "go"))
 	p := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.AlwaysSample()), sdktrace.WithResource(res),
-		sdktrace.WithSpanProcessor(newSpanQueue(exp, &t.counts)))
+		sdktrace.WithSpanProcessor(newSpanQueue(exp, &t.counts, t.log)))
 	t.providers[string(key)] = p
 	return p, nil
 }
