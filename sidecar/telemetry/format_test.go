@@ -188,7 +188,7 @@ func jsonFormat(t testing.TB, fields map[string]any) *JSONFormat {
 	if err != nil {
 		t.Fatal(err)
 	}
-	j, err := CompileJSON(st)
+	j, err := compileJSON(st, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,7 +239,7 @@ func TestJSONLines(t *testing.T) {
 func TestBadJSONFormats(t *testing.T) {
 	for _, v := range []*structpb.Value{structpb.NewStringValue("%NO%"), structpb.NewNumberValue(nan()),
 		structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{structpb.NewStringValue("%NO%")}})} {
-		_, err := CompileJSON(&structpb.Struct{Fields: map[string]*structpb.Value{"outer": structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{"inner": v}})}})
+		_, err := compileJSON(&structpb.Struct{Fields: map[string]*structpb.Value{"outer": structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{"inner": v}})}}, false)
 		if err == nil || !strings.Contains(err.Error(), "outer: inner: ") {
 			t.Errorf("%v: %v", v, err)
 		}

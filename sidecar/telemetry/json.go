@@ -27,9 +27,7 @@ type node struct {
 	format  *Format
 }
 
-// CompileJSON reads a json_format. Keys are written in sorted order.
-func CompileJSON(st *structpb.Struct) (*JSONFormat, error) { return compileJSON(st, false) }
-
+// compileJSON reads a json_format. Keys are written in sorted order.
 func compileJSON(st *structpb.Struct, omit bool) (*JSONFormat, error) {
 	j := &JSONFormat{omit: omit}
 	if err := j.add("", structpb.NewStructValue(st)); err != nil {
