@@ -1,13 +1,3 @@
-// Package secret turns Envoy's TLS contexts into *tls.Config and keeps what
-// they need up to date: certificates and validation contexts that are written
-// in the configuration, read from files, received by SDS, or taken from the
-// process's own identity. It is fail-closed: without a secret, or with an
-// expired certificate, there is no configuration and so no connection.
-//
-// Store is fed by package active and by goroutines of its own (files,
-// identity). Server.ServerConfig and Client.ClientConfig are called on workers,
-// for each new connection: they load pointers, and build a new *tls.Config
-// only when a secret changed.
 package secret
 
 import (
