@@ -21,6 +21,7 @@ import (
 	"sallyport/sidecar"
 	"sallyport/sidecar/accelerate"
 	"sallyport/sidecar/logging"
+	"sallyport/sidecar/panics"
 	"sallyport/sidecar/probe"
 	"sallyport/sidecar/register"
 )
@@ -314,7 +315,7 @@ func registered(ctx context.Context, start <-chan struct{}, r *register.Options,
 		select {
 		case <-start:
 			var err error
-			if p := logging.Guard(o.Log, "registering in Consul", func() { err = register.Run(registration, *r) }); p != nil {
+			if p := panics.Guard(o.Log, "registering in Consul", func() { err = register.Run(registration, *r) }); p != nil {
 				err = p
 			}
 			done <- err

@@ -202,7 +202,8 @@ func (p *process) start() error {
 		n = runtime.GOMAXPROCS(0)
 	}
 	p.metrics = metric.NewRegistry(n)
-	notes := panics.New(p.metrics, p.log)
+	p.metrics.Outside(panics.Counter, panics.Count)
+	notes := panics.New(p.log)
 	for i := range n {
 		w, err := loop.New(i)
 		if err != nil {

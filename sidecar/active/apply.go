@@ -16,7 +16,7 @@ import (
 
 	"sallyport/sidecar/ads"
 	"sallyport/sidecar/config"
-	"sallyport/sidecar/logging"
+	"sallyport/sidecar/panics"
 )
 
 // incoming is a resource on its way in.
@@ -200,7 +200,7 @@ func (s *State) apply(r ads.Response, fromServer bool) (refused []ads.Refused) {
 func (s *State) guarded(k *kind, in *incoming) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("%q: %w", in.name, logging.Panicked(s.log, "compiling it", r))
+			err = fmt.Errorf("%q: %w", in.name, panics.Error(s.log, "compiling it", r))
 		}
 	}()
 	return k.set(s, in)
@@ -208,7 +208,7 @@ func (s *State) guarded(k *kind, in *incoming) (err error) {
 
 func (s *State) guardedRead(k *kind, typeURL string, r *ads.Resource, same map[uint64]string) (in *incoming, err error) {
 	in = &incoming{name: r.Name, version: r.Version, body: r.Body}
-	if p := logging.Guard(s.log, "reading it", func() { in, err = s.read(k, typeURL, r, same) }); p != nil {
+	if p := panics.Guard(s.log, "reading it", func() { in, err = s.read(k, typeURL, r, same) }); p != nil {
 		return in, p
 	}
 	return in, err

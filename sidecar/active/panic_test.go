@@ -8,7 +8,7 @@ import (
 	"sallyport/sidecar/ads"
 	"sallyport/sidecar/config"
 	"sallyport/sidecar/listener"
-	"sallyport/sidecar/logging"
+	"sallyport/sidecar/panics"
 	"sallyport/sidecar/upstream"
 )
 
@@ -45,7 +45,7 @@ func TestAResourceThatMakesUsPanicIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.take()
-		before := logging.Panics()
+		before := panics.Count()
 		refused := s.Apply(response(t, ads.ClusterType, true, `{name: bad}`, `{name: good}`))
 		if len(refused) != 1 || refused[0].Name != "bad" || f.take() != "set cluster good" {
 			t.Errorf("refused %v", refused)
@@ -54,14 +54,14 @@ func TestAResourceThatMakesUsPanicIsRefused(t *testing.T) {
 		if len(refused) != 1 || refused[0].Name != "bad" || f.take() != "add listener good" {
 			t.Errorf("refused %v", refused)
 		}
-		if n := logging.Panics() - before; n != 2 {
+		if n := panics.Count() - before; n != 2 {
 			t.Errorf("%d panics were counted", n)
 		}
 		// What waited and is put in force by a timer panics there.
 		s.Apply(response(t, ads.ClusterType, true, `{name: bad, type: EDS, eds_cluster_config: {eds_config: {ads: {}, resource_api_version: V3}}}`))
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if n := logging.Panics() - before; n < 3 {
+		if n := panics.Count() - before; n < 3 {
 			t.Errorf("%d panics were counted", n)
 		}
 		// And all goes on.

@@ -9,7 +9,7 @@ import (
 
 	"sallyport/sidecar/ads"
 	"sallyport/sidecar/config"
-	"sallyport/sidecar/logging"
+	"sallyport/sidecar/panics"
 )
 
 // Bounds of the wait before the sockets of a listener are tried again.
@@ -62,7 +62,7 @@ func (s *State) rebind(name string, u *unbound) {
 		return
 	}
 	l := s.listeners[name]
-	if p := logging.Guard(s.log, "opening a listener", func() { u.err = s.publish(l, u.compiled) }); p != nil {
+	if p := panics.Guard(s.log, "opening a listener", func() { u.err = s.publish(l, u.compiled) }); p != nil {
 		u.err = p
 	}
 	if u.err != nil {

@@ -24,7 +24,7 @@ import (
 	"sallyport/sidecar/ads"
 	"sallyport/sidecar/config"
 	"sallyport/sidecar/listener"
-	"sallyport/sidecar/logging"
+	"sallyport/sidecar/panics"
 	"sallyport/sidecar/route"
 	"sallyport/sidecar/secret"
 	"sallyport/sidecar/upstream"
@@ -282,7 +282,7 @@ func (s *State) settle() {
 			if try == nil {
 				continue
 			}
-			if p := logging.Guard(s.log, "putting "+w.what+" in force", func() { done = try() }); p != nil || done {
+			if p := panics.Guard(s.log, "putting "+w.what+" in force", func() { done = try() }); p != nil || done {
 				s.release(w) // one that panics would do so again and again
 			}
 		}

@@ -29,8 +29,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
-	"sallyport/sidecar/logging"
 	"sallyport/sidecar/metric"
+	"sallyport/sidecar/panics"
 	"sallyport/sidecar/telemetry"
 	"sallyport/sidecar/upstream"
 )
@@ -191,7 +191,7 @@ const profiles = "/debug/pprof/"
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer func() {
 		if p := recover(); p != nil && p != http.ErrAbortHandler {
-			http.Error(w, logging.Panicked(s.log, "serving an admin page", p).Error(), http.StatusInternalServerError)
+			http.Error(w, panics.Error(s.log, "serving an admin page", p).Error(), http.StatusInternalServerError)
 		}
 	}()
 	s.serve(w, r)

@@ -27,7 +27,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/anypb"
 
-	"sallyport/sidecar/logging"
+	"sallyport/sidecar/panics"
 )
 
 // Type URLs of the resources.
@@ -265,7 +265,7 @@ func (c *Client) session(ctx context.Context) (heard bool, err error) {
 	go func() {
 		defer func() {
 			if r := recover(); r != nil {
-				ended <- logging.Panicked(c.o.Log, "receiving from the control plane", r)
+				ended <- panics.Error(c.o.Log, "receiving from the control plane", r)
 			}
 		}()
 		for {
@@ -291,7 +291,7 @@ func (c *Client) session(ctx context.Context) (heard bool, err error) {
 				heard = true
 				c.update(func(s *Status) { s.Connected, s.Since, s.Error = true, time.Now(), "" })
 			}
-			if p := logging.Guard(c.o.Log, "taking a response of the control plane", func() { err = s.handle(m) }); p != nil {
+			if p := panics.Guard(c.o.Log, "taking a response of the control plane", func() { err = s.handle(m) }); p != nil {
 				err = p
 			}
 		case <-c.wake:

@@ -4,23 +4,21 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
-
-	"sallyport/sidecar/metric"
 )
 
 func breakDown() { panic("bad check") }
 
 func TestPanicsAreCountedAndTheFirstIsLoggedWithItsStack(t *testing.T) {
 	var log strings.Builder
-	metrics := metric.NewRegistry(0)
-	n := New(metrics, slog.New(slog.NewTextHandler(&log, nil)))
+	before := Count()
+	n := New(slog.New(slog.NewTextHandler(&log, nil)))
 	for range 100 {
 		func() {
 			defer n.Recover("health check")
 			breakDown()
 		}()
 	}
-	if got := metrics.Singles()[Counter]; got != 100 {
+	if got := Count() - before; got != 100 {
 		t.Errorf("%d panics were counted, want 100", got)
 	}
 	// Within a second, unless the machine stood still.
@@ -34,7 +32,23 @@ func TestPanicsAreCountedAndTheFirstIsLoggedWithItsStack(t *testing.T) {
 	}
 	log.Reset()
 	func() { defer n.Recover("health check") }()
-	if got := metrics.Singles()[Counter]; got != 100 || log.Len() > 0 {
+	if got := Count() - before; got != 100 || log.Len() > 0 {
 		t.Errorf("no panic was counted or logged: %d, %q", got, log.String())
+	}
+}
+
+func TestAPanicIsAnErrorWithItsStackInTheLog(t *testing.T) {
+	var text strings.Builder
+	log := slog.New(slog.NewTextHandler(&text, nil))
+	before := Count()
+	err := Guard(log, "reading a secret", breakDown)
+	if err == nil || !strings.Contains(err.Error(), "while reading a secret") || strings.Contains(err.Error(), ".go:") {
+		t.Errorf("%v", err)
+	}
+	if got := text.String(); Count() != before+1 || !strings.Contains(got, "bad check") || !strings.Contains(got, "panics.breakDown") {
+		t.Errorf("counted %d; the log does not say where: %s", Count()-before, got)
+	}
+	if err := Guard(log, "doing nothing", func() {}); err != nil || Count() != before+1 {
+		t.Error(err)
 	}
 }

@@ -29,7 +29,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"sallyport/sidecar/conn"
-	"sallyport/sidecar/logging"
+	"sallyport/sidecar/panics"
 )
 
 // Environment is the variable that holds the application's probes.
@@ -224,7 +224,7 @@ func guarded(h http.Handler, log *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() {
 			if p := recover(); p != nil && p != http.ErrAbortHandler {
-				reply(w, http.StatusInternalServerError, logging.Panicked(log, "answering a probe", p).Error()+"\n")
+				reply(w, http.StatusInternalServerError, panics.Error(log, "answering a probe", p).Error()+"\n")
 			}
 		}()
 		h.ServeHTTP(w, r)

@@ -16,7 +16,7 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 
 	"sallyport/sidecar/config/fields"
-	"sallyport/sidecar/logging"
+	"sallyport/sidecar/panics"
 )
 
 // IdentityCluster is the name of the cluster that, as the source of an SDS
@@ -233,7 +233,7 @@ func (s *Store) fromIdentity(name string) (*slot, error) {
 func (s *Store) followIdentity() {
 	for {
 		changed := s.identity.Changed()
-		_ = logging.Guard(s.log, "reading the identity", s.rereadIdentity) // told in the log; the last one stays
+		_ = panics.Guard(s.log, "reading the identity", s.rereadIdentity) // told in the log; the last one stays
 		s.generation.Add(1)
 		s.changed()
 		select {

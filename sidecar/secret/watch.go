@@ -9,7 +9,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 
 	"sallyport/sidecar/config/fields"
-	"sallyport/sidecar/logging"
+	"sallyport/sidecar/panics"
 )
 
 // fileSource is what a secret with files was read by.
@@ -124,10 +124,10 @@ func (w *watcher) run() {
 			settled = time.After(settle) // events may have been lost
 		case <-settled:
 			settled = nil
-			_ = logging.Guard(w.store.log, "re-reading the files of secrets", func() { all = w.reload(all) }) // told in the log
+			_ = panics.Guard(w.store.log, "re-reading the files of secrets", func() { all = w.reload(all) }) // told in the log
 		case <-ticker.C:
 			if w.events == nil {
-				_ = logging.Guard(w.store.log, "re-reading the files of secrets", func() { all = w.reload(all) })
+				_ = panics.Guard(w.store.log, "re-reading the files of secrets", func() { all = w.reload(all) })
 			}
 		}
 	}

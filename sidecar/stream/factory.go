@@ -8,7 +8,6 @@ import (
 	"sallyport/sidecar/failure"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/message"
-	"sallyport/sidecar/metric"
 	"sallyport/sidecar/upstream"
 )
 
@@ -133,64 +132,6 @@ func (f *Factory) UUID() []byte {
 	}
 	return f.uuid[:]
 }
-
-// Indexes into the statistics of a connection manager; the names are Envoy's.
-const (
-	StatRqTotal = iota
-	StatRqActive
-	StatRqCompleted
-	StatRqHTTP1
-	StatRqHTTP2
-	StatRq1xx
-	StatRq2xx
-	StatRq3xx
-	StatRq4xx
-	StatRq5xx
-	StatRqRxReset
-	StatRqTxReset
-	StatRqIdleTimeout
-	StatRqTimeout
-	StatRqMaxDuration
-	StatRqTooLarge
-	StatRqInvalid
-	StatRqUpgrades
-	StatNoRoute
-	StatNoCluster
-	StatDirectResponse
-	StatRedirect
-	StatRqRevoked
-	StatCxTotal
-	StatCxActive
-	StatCxHTTP1
-	StatCxHTTP2
-	StatCxTLS
-	StatCxDestroy
-	StatCxIdleTimeout
-	StatCxMaxDuration
-	StatCxDrainClose
-	StatCxProtocolError
-	StatCxRxBytes
-	StatCxTxBytes
-	StatRqTime
-)
-
-// Stats is the layout of a connection manager's statistics.
-var Stats = metric.NewLayout(func() []metric.Desc {
-	d := make([]metric.Desc, StatRqTime+1)
-	for i, n := range []string{"downstream_rq_total", "downstream_rq_active", "downstream_rq_completed", "downstream_rq_http1_total", "downstream_rq_http2_total",
-		"downstream_rq_1xx", "downstream_rq_2xx", "downstream_rq_3xx", "downstream_rq_4xx", "downstream_rq_5xx",
-		"downstream_rq_rx_reset", "downstream_rq_tx_reset", "downstream_rq_idle_timeout", "downstream_rq_timeout", "downstream_rq_max_duration_reached",
-		"downstream_rq_too_large", "downstream_rq_invalid", "downstream_cx_upgrades_total",
-		"no_route", "no_cluster", "rq_direct_response", "rq_redirect", "downstream_rq_revoked",
-		"downstream_cx_total", "downstream_cx_active", "downstream_cx_http1_total", "downstream_cx_http2_total", "downstream_cx_ssl_total", "downstream_cx_destroy",
-		"downstream_cx_idle_timeout", "downstream_cx_max_duration_reached", "downstream_cx_drain_close", "downstream_cx_protocol_error",
-		"downstream_cx_rx_bytes_total", "downstream_cx_tx_bytes_total", "downstream_rq_time"} {
-		d[i] = metric.Desc{Name: n}
-	}
-	d[StatRqActive].Kind, d[StatCxActive].Kind = metric.Gauge, metric.Gauge
-	d[StatRqTime].Kind = metric.Histogram
-	return d
-}()...)
 
 // timers that end a stream; each answers where it still can.
 

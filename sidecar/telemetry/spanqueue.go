@@ -11,7 +11,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
-	"sallyport/sidecar/logging"
+	"sallyport/sidecar/panics"
 )
 
 // Bounds of the spans that wait for a collector, those of the batch under way among them. Callers may force a span for each
@@ -130,7 +130,7 @@ func (q *spanQueue) exportBatch() bool {
 	}
 	ctx, cancel := context.WithTimeout(q.ctx, exportTimeout)
 	var err error
-	if p := logging.Guard(q.log, "exporting spans", func() { err = q.exporter.ExportSpans(ctx, batch) }); p != nil {
+	if p := panics.Guard(q.log, "exporting spans", func() { err = q.exporter.ExportSpans(ctx, batch) }); p != nil {
 		err = p
 	}
 	cancel()

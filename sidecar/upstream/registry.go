@@ -43,7 +43,7 @@ func (r *Ref) Cluster() *Cluster { return r.cluster.Load() }
 
 // NewRegistry returns an empty registry. Workers are indexed by their ID.
 func NewRegistry(workers []*loop.Worker, metrics *metric.Registry, log *slog.Logger) *Registry {
-	return &Registry{workers: workers, metrics: metrics, log: log, panics: panics.New(metrics, log), refs: map[string]*Ref{},
+	return &Registry{workers: workers, metrics: metrics, log: log, panics: panics.New(log), refs: map[string]*Ref{},
 		lookup: net.DefaultResolver.LookupNetIP, connect: new(net.Dialer).DialContext}
 }
 
