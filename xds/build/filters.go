@@ -36,8 +36,9 @@ const (
 )
 
 // filterSet is what the filters of one connection manager need to know. Their order is here and nowhere else:
-// CORS first, as a browser's preflight carries no token; then who may call at all; then the token; then the limit, so that
-// nobody without a token uses up what others are owed; the router last.
+// CORS first, as a browser's preflight carries no token: where a CORSPolicy is attached it answers all of them itself, and
+// elsewhere a preflight needs what any other request needs; then who may call at all; then the token; then the limit, so
+// that nobody without a token uses up what others are owed; the router last.
 type filterSet struct {
 	authorization *authorization
 	jwt           []*policy.Object[policy.JWT]
@@ -72,7 +73,7 @@ func requirementName(o *policy.Object[policy.JWT]) string { return o.Namespace +
 // jwtFilterOf has one provider and one requirement per policy. No rule names them: routes do, so that a token is asked for
 // by the very route that takes the request.
 func jwtFilterOf(list []*policy.Object[policy.JWT]) *jwtv3.JwtAuthentication {
-	out := &jwtv3.JwtAuthentication{Providers: map[string]*jwtv3.JwtProvider{}, RequirementMap: map[string]*jwtv3.JwtRequirement{}, BypassCorsPreflight: true}
+	out := &jwtv3.JwtAuthentication{Providers: map[string]*jwtv3.JwtProvider{}, RequirementMap: map[string]*jwtv3.JwtRequirement{}}
 	for _, o := range list {
 		name, j := requirementName(o), &o.Spec
 		p := &jwtv3.JwtProvider{
@@ -130,6 +131,8 @@ func limitOf(stat string, r *policy.RateLimit) *limitv3.LocalRateLimit {
 func corsOf(p *policy.CORS) *corsv3.CorsPolicy {
 	out := &corsv3.CorsPolicy{
 		AllowMethods: strings.Join(p.AllowMethods, ","), AllowHeaders: strings.Join(p.AllowHeaders, ","), ExposeHeaders: strings.Join(p.ExposeHeaders, ","),
+		// A preflight of another origin is answered here too, without the fields that would allow anything.
+		ForwardNotMatchingPreflights: wrapperspb.Bool(false),
 	}
 	if p.MaxAge > 0 {
 		out.MaxAge = strconv.Itoa(int(time.Duration(p.MaxAge) / time.Second))
