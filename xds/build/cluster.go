@@ -31,11 +31,15 @@ const (
 	keepaliveTime, keepaliveInterval = 30, 5
 )
 
-// http2 has the proxy speak HTTP/2, and nothing else, to a cluster.
-func (b *builder) http2() map[string]*anypb.Any {
-	return map[string]*anypb.Any{httpOptions: b.pack(&httpv3.HttpProtocolOptions{
+// http2 has the proxy speak HTTP/2, and nothing else, to a cluster. responses are the limits of what it answers; nil: Envoy's.
+func (b *builder) http2(responses *headLimits) map[string]*anypb.Any {
+	o := &httpv3.HttpProtocolOptions{
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
-			ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &corev3.Http2ProtocolOptions{AllowConnect: true}}}}})}
+			ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &corev3.Http2ProtocolOptions{AllowConnect: true}}}}}
+	if responses != nil {
+		o.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{MaxHeadersCount: number(responses.fields), MaxResponseHeadersKb: number(responses.size)}
+	}
+	return map[string]*anypb.Any{httpOptions: b.pack(o)}
 }
 
 // mesh adds the cluster of a backend, reached under mutual TLS through the sidecars of its instances, and returns its name.
@@ -59,7 +63,7 @@ func (b *builder) mesh(back policy.Backend) string {
 	}
 	if service.Protocol.IsHTTP() {
 		c.TransportSocket = b.outboundTLS(b.spiffe(service.Name), "h2")
-		c.TypedExtensionProtocolOptions = b.http2()
+		c.TypedExtensionProtocolOptions = b.http2(&meshHead)
 	} else {
 		c.TransportSocket = b.outboundTLS(b.spiffe(service.Name))
 	}
@@ -215,7 +219,7 @@ func (b *builder) local(protocol catalog.Protocol) string {
 	c.CircuitBreakers = &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
 		MaxConnections: number(unlimited), MaxPendingRequests: number(unlimited), MaxRequests: number(unlimited), MaxRetries: number(unlimited)}}}
 	if protocol.IsHTTP2() {
-		c.TypedExtensionProtocolOptions = b.http2()
+		c.TypedExtensionProtocolOptions = b.http2(nil)
 	}
 	b.out.Clusters = append(b.out.Clusters, c)
 	return name

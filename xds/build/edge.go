@@ -87,6 +87,7 @@ func (b *builder) edge() {
 					chain.FilterChainMatch = &listenerv3.FilterChainMatch{ServerNames: []string{strings.ToLower(string(*one.Hostname))}}
 				}
 				chain.TransportSocket = b.publicTLS(b.secrets(g, one))
+				chain.TransportSocketConnectTimeout = durationpb.New(handshakeTimeout)
 				l.FilterChains = append(l.FilterChains, chain)
 			}
 		}

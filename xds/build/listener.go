@@ -19,15 +19,47 @@ import (
 )
 
 const (
-	managerFilter   = "envoy.filters.network.http_connection_manager"
-	tcpFilter       = "envoy.filters.network.tcp_proxy"
-	headersTimeout  = 10 * time.Second
-	publicStreams   = 100 // HTTP/2 streams per connection from the public
-	publicWindow    = 64 << 10
-	publicConWindow = 1 << 20
-	publicIdle      = 5 * time.Minute
-	meshStreams     = 1 << 10
+	managerFilter    = "envoy.filters.network.http_connection_manager"
+	tcpFilter        = "envoy.filters.network.tcp_proxy"
+	handshakeTimeout = 10 * time.Second
+	headersTimeout   = 10 * time.Second
+	publicStreams    = 100 // HTTP/2 streams per connection from the public
+	publicWindow     = 64 << 10
+	publicConWindow  = 1 << 20
+	publicIdle       = 5 * time.Minute
+	meshStreams      = 1 << 10
 )
+
+// headLimits bound a message's head: the number of its fields, and its size in KiB.
+type headLimits struct{ fields, size uint32 }
+
+// Each hop adds fields to what it was sent: x-forwarded-for, x-request-id, the trace context, what policies say (package
+// policy bounds that). So each hop takes more than the one before it lets in. Otherwise a client could send what the edge passes on and a sidecar refuses, on
+// a connection that carries the requests of many clients. Of a response likewise: an application's fewer than a sidecar's.
+var (
+	publicHead      = headLimits{100, 60} // Envoy's defaults
+	applicationHead = headLimits{150, 80}
+	meshHead        = headLimits{250, 96}
+)
+
+// bound sets the limits of requests.
+func (h headLimits) bound(m *hcmv3.HttpConnectionManager) {
+	if m.CommonHttpProtocolOptions == nil {
+		m.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{}
+	}
+	m.CommonHttpProtocolOptions.MaxHeadersCount = number(h.fields)
+	m.MaxRequestHeadersKb = number(h.size)
+}
+
+// fromPeers has a connection manager take requests of others than the own application. Some applications read "_" in the
+// name of a field as "-" (RFC 3875 §4.1.18): x_forwarded_client_cert would pass for the field that only the proxy may write.
+func fromPeers(m *hcmv3.HttpConnectionManager) {
+	if m.CommonHttpProtocolOptions == nil {
+		m.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{}
+	}
+	m.CommonHttpProtocolOptions.HeadersWithUnderscoresAction = corev3.HttpProtocolOptions_DROP_HEADER
+	m.RequestHeadersTimeout = durationpb.New(headersTimeout)
+}
 
 func (b *builder) filter(name string, m proto.Message) *listenerv3.Filter {
 	return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: b.pack(m)}}
@@ -80,7 +112,8 @@ func (b *builder) inboundAddress(own *catalog.Service) *corev3.Address {
 
 func (b *builder) inbound(own *catalog.Service) {
 	l := &listenerv3.Listener{Name: "inbound", Address: b.inboundAddress(own), TrafficDirection: corev3.TrafficDirection_INBOUND}
-	l.FilterChains = []*listenerv3.FilterChain{{TransportSocket: b.inboundTLS(b.alpn(own)...), Filters: b.inboundFilters(own, b.local(own.Protocol))}}
+	l.FilterChains = []*listenerv3.FilterChain{{TransportSocket: b.inboundTLS(b.alpn(own)...), TransportSocketConnectTimeout: durationpb.New(handshakeTimeout),
+		Filters: b.inboundFilters(own, b.local(own.Protocol))}}
 	b.out.Listeners = append(b.out.Listeners, l)
 }
 
@@ -110,6 +143,8 @@ func (b *builder) inboundFilters(own *catalog.Service, cluster string) []*listen
 	m.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
 	m.ServerHeaderTransformation = hcmv3.HttpConnectionManager_PASS_THROUGH
 	m.Http2ProtocolOptions.MaxConcurrentStreams = number(meshStreams)
+	fromPeers(m)
+	meshHead.bound(m)
 	if b.proxy.Transparent != nil {
 		m.StreamIdleTimeout = durationpb.New(0) // as on the caller's side: see transparentManager
 	}
@@ -151,6 +186,7 @@ func (b *builder) outbound(u Upstream) {
 	routes := b.Policy.RoutesOf(key)
 	m := b.manager(stat, name, filterSet{jwt: b.jwtOf(scope{service: &key}, routes)})
 	m.ServerHeaderTransformation = hcmv3.HttpConnectionManager_PASS_THROUGH
+	applicationHead.bound(m)
 	l.FilterChains = []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{b.filter(managerFilter, m)}}}
 	b.out.Listeners = append(b.out.Listeners, l)
 	if b.clusters["routes "+name] {
@@ -162,11 +198,14 @@ func (b *builder) outbound(u Upstream) {
 
 func public(m *hcmv3.HttpConnectionManager) {
 	m.UseRemoteAddress = wrapperspb.Bool(true)
+	// No client is internal, whatever its address: older Envoys take private addresses for such, and believe their x-envoy-*.
+	m.InternalAddressConfig = &hcmv3.HttpConnectionManager_InternalAddressConfig{}
+	// The redirect names a path alone: with two slashes at its beginning that would be another host (RFC 3986 §4.2).
 	m.MergeSlashes = true
 	m.PathWithEscapedSlashesAction = hcmv3.HttpConnectionManager_UNESCAPE_AND_REDIRECT
-	m.RequestHeadersTimeout = durationpb.New(headersTimeout)
-	m.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{
-		IdleTimeout: durationpb.New(publicIdle), HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_DROP_HEADER}
+	m.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(publicIdle)}
+	fromPeers(m)
+	publicHead.bound(m)
 	m.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{AllowConnect: true, MaxConcurrentStreams: number(publicStreams),
 		InitialStreamWindowSize: number(publicWindow), InitialConnectionWindowSize: number(publicConWindow)}
 }

@@ -43,7 +43,7 @@ func (b *builder) telemetry() {
 	if t := b.Policy.Mesh.Tracing; t != nil && b.proxy.Kind != L4 {
 		host, port := splitHostPort(t.Endpoint)
 		c := fixed(tracingCluster, host, port)
-		c.TypedExtensionProtocolOptions = b.http2()
+		c.TypedExtensionProtocolOptions = b.http2(nil)
 		b.out.Clusters = append(b.out.Clusters, c)
 	}
 }

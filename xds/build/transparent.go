@@ -237,6 +237,7 @@ func (b *builder) transparentManager(stat, routes string, f filterSet) *hcmv3.Ht
 	m := b.manager(stat, routes, f)
 	m.ServerHeaderTransformation = hcmv3.HttpConnectionManager_PASS_THROUGH
 	m.StreamIdleTimeout = durationpb.New(0)
+	applicationHead.bound(m)
 	return m
 }
 
@@ -358,7 +359,7 @@ func (b *builder) virtualInbound(own *catalog.Service) {
 	slices.Sort(mesh)
 	for _, p := range slices.Compact(mesh) {
 		l.FilterChains = append(l.FilterChains, &listenerv3.FilterChain{Name: "mesh/" + portText(p), FilterChainMatch: &listenerv3.FilterChainMatch{DestinationPort: number(p)},
-			TransportSocket: b.inboundTLS(b.alpn(own)...), Filters: filters})
+			TransportSocket: b.inboundTLS(b.alpn(own)...), TransportSocketConnectTimeout: durationpb.New(handshakeTimeout), Filters: filters})
 	}
 	target := policy.ServiceTarget(own.Namespace, own.Name.Name)
 	mode := b.Policy.MutualTLS.Find(target)

@@ -166,6 +166,9 @@ func checkJWT(c *checker, j *JWT) {
 			c.fail(field, "key %d (kid %q) is not valid", i, k.KeyID)
 		}
 	}
+	if n := len(j.ClaimsToHeaders); n > MaxHeaders {
+		c.fail("spec.claimsToHeaders", "has %d entries; at most %d are allowed", n, MaxHeaders)
+	}
 	for i, h := range j.ClaimsToHeaders {
 		at := document.Index("spec", "claimsToHeaders", i)
 		c.token(document.At(at, "header"), h.Header)

@@ -436,7 +436,19 @@ func (c *checker) modifier(at string, m *gatewayv1.HTTPPathModifier, prefix bool
 // reserved are headers that a route cannot change: the proxy's own, and those that frame the message.
 var reserved = map[string]bool{"host": true, "content-length": true, "transfer-encoding": true, "connection": true, "te": true, "upgrade": true}
 
+// MaxHeaders bounds the fields that one list of a filter, or the claims of a token, add to a message: the hop that comes
+// next takes so many more than this one (package build). It is Gateway API's own bound (HTTPHeaderFilter, maxItems).
+const MaxHeaders = 16
+
 func (c *checker) headers(at string, h *gatewayv1.HTTPHeaderFilter) {
+	for _, l := range []struct {
+		field string
+		n     int
+	}{{"set", len(h.Set)}, {"add", len(h.Add)}, {"remove", len(h.Remove)}} {
+		if l.n > MaxHeaders {
+			c.fail(document.At(at, l.field), "has %d entries; at most %d are allowed", l.n, MaxHeaders)
+		}
+	}
 	name := func(field, n string) {
 		c.token(field, n)
 		if reserved[strings.ToLower(n)] || strings.HasPrefix(n, ":") {

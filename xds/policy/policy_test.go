@@ -65,6 +65,8 @@ func TestBadDocuments(t *testing.T) {
 		"an unknown class":        {strings.Replace(gateway, "sallyport", "nginx", 1), `f.yaml:5:21: spec.gatewayClassName: "nginx" must be sallyport`},
 		"HTTPS without a secret":  {strings.Replace(gateway, "protocol: HTTP", "protocol: HTTPS", 1), `f.yaml:6:15: spec.listeners[0].tls: is required with HTTPS`},
 		"a duration that is none": {"apiVersion: policy.sallyport.io/v1\nkind: TimeoutPolicy\nmetadata: {name: t}\nspec: {targetRefs: [{kind: Service, name: a}], request: 5 s}\n", `f.yaml:4:57: spec.request: "5 s" is not a duration; write 250ms, 10s or 1h30m`},
+		"more fields than the next hop takes": {strings.Replace(route, "backendRefs", "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {add: ["+strings.Repeat("{name: x, value: y},", 17)+"]}}], backendRefs", 1),
+			`f.yaml:6:92: spec.rules[0].filters[0].requestHeaderModifier.add: has 17 entries; at most 16 are allowed`},
 		"an open door": {"apiVersion: policy.sallyport.io/v1\nkind: CORSPolicy\nmetadata: {name: c}\nspec: {targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: public}], allowOrigins: ['*'], allowCredentials: true}\n",
 			`f.yaml:4:102: spec.allowOrigins[0]: "*" with allowCredentials would let every site act for its visitors; name the origins`},
 	} {
