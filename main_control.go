@@ -260,6 +260,13 @@ func printStatus(ctx context.Context, address string, out io.Writer) error {
 	for _, p := range s.Policies.Problems {
 		fmt.Fprintln(out, "refused policy:", p)
 	}
+	for _, c := range s.Conflicts {
+		state := "not enforced"
+		if c.Closed {
+			state = "service " + c.Service + " closed"
+		}
+		fmt.Fprintf(out, "%s: %s\n", state, c.Problem)
+	}
 	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(w, "PROXY\tKIND\tLISTENERS\tROUTES\tCLUSTERS\tENDPOINTS\tPROBLEM")
 	for _, p := range s.Proxies {

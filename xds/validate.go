@@ -16,8 +16,8 @@ import (
 // Problem is one mistake, on one line: "file:line:column: field: what is wrong".
 type Problem = document.Problem
 
-// Validate reads a catalog file and a folder of policies as a control plane would, looks whether what they name exists, and
-// builds the configuration of every proxy that there could be. Either may be "", and is then not looked at: without a
+// Validate reads a catalog file and a folder of policies as a control plane would, looks whether what they name exists and
+// can do what is asked of it, and builds the configuration of every proxy that there could be. Either may be "", and is then not looked at: without a
 // catalog, services are taken to exist.
 func Validate(catalogFile, policiesDir string) []*Problem {
 	var problems document.Problems
@@ -42,6 +42,9 @@ func Validate(catalogFile, policiesDir string) []*Problem {
 	}
 	if catalogFile != "" {
 		problems = append(problems, references(snapshot, set)...)
+		for _, c := range build.Conflicts(snapshot, set) {
+			problems = append(problems, c.Problem)
+		}
 	}
 	problems = append(problems, attempt(snapshot, set, cmp.Or(policiesDir, catalogFile))...)
 	return order(problems)

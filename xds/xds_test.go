@@ -222,6 +222,12 @@ spec: {targetRefs: [{kind: Service, name: TARGET}], attempts: 1}
 	if p := Validate(file, policies); len(p) != 0 {
 		t.Fatal(p)
 	}
+	write(file, strings.Replace(services, "orders\n", "orders\n  protocol: tcp\n", 1))
+	if p := Validate(file, policies); len(p) != 2 || !strings.Contains(p[0].Text, "HTTPRoute default/split cannot be enforced: service default/orders speaks tcp") ||
+		p[1].Line != 11 || p[1].Field != "spec.targetRefs[0].name" {
+		t.Fatal(p)
+	}
+	write(file, services)
 	write(split, strings.NewReplacer("BACKEND", "ordres", "TARGET", "payments").Replace(text))
 	p := Validate(file, policies)
 	if len(p) != 2 {

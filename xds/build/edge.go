@@ -192,7 +192,7 @@ func (b *builder) l4() {
 			Name: name, Address: address(host, port), TrafficDirection: corev3.TrafficDirection_INBOUND,
 			FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{b.filter(tcpFilter, &tcpv3.TcpProxy{
 				StatPrefix: statOf(name), ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: name}, AccessLog: b.accessLog,
-				MaxConnectAttempts: wrapperspb.UInt32(tierAttempts)})}}},
+				MaxConnectAttempts: wrapperspb.UInt32(tierAttempts), HashPolicy: b.hashOfBytes(policy.Key{Namespace: service.Namespace, Name: service.Name.Name})})}}},
 		})
 	}
 }

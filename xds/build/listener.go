@@ -6,10 +6,12 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	rbacnetv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -160,10 +162,23 @@ func (b *builder) inboundFilters(own *catalog.Service, cluster string) []*listen
 // inboundBytes lead connections to the application, of peers that may connect.
 func (b *builder) inboundBytes(own *catalog.Service, stat, cluster string) []*listenerv3.Filter {
 	auth := b.authorization(own.Name, false)
+	if !own.Protocol.IsHTTP() {
+		b.closeUnenforceable(own, auth.deny)
+	}
 	return append([]*listenerv3.Filter{
 		b.filter("envoy.filters.network.rbac.deny", &rbacnetv3.RBAC{Rules: auth.deny, StatPrefix: stat + "_deny."}),
 		b.filter("envoy.filters.network.rbac.allow", &rbacnetv3.RBAC{Rules: auth.allow, StatPrefix: stat + "_allow."}),
 	}, b.tcp(stat, cluster)...)
+}
+
+// closeUnenforceable refuses everybody where a policy is attached that keeps some out, and that cannot be enforced on a
+// stream of bytes: the status says which (package serve). It may have come when the catalog said another protocol.
+func (b *builder) closeUnenforceable(own *catalog.Service, deny *rbacv3.RBAC) {
+	for _, c := range b.Policy.ConflictsOf(policy.Key{Namespace: own.Namespace, Name: own.Name.Name}) {
+		if c.Closes {
+			deny.Policies["unenforceable"] = &rbacv3.Policy{Permissions: []*rbacv3.Permission{anyPermission()}, Principals: []*rbacv3.Principal{anyPrincipal()}}
+		}
+	}
 }
 
 // outbound makes a listener for the application, on which it reaches a service.
@@ -178,8 +193,7 @@ func (b *builder) outbound(u Upstream) {
 	b.clusters["listener "+name] = true
 	stat := statOf("outbound", service.Name.String())
 	if !service.Protocol.IsHTTP() {
-		l.FilterChains = []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{b.filter(tcpFilter,
-			&tcpv3.TcpProxy{StatPrefix: stat, ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: b.mesh(policy.Backend{Service: key})}, AccessLog: b.accessLog, MaxConnectAttempts: number(3)})}}}
+		l.FilterChains = []*listenerv3.FilterChain{{Filters: b.bytesTo(stat, key)}}
 		b.out.Listeners = append(b.out.Listeners, l)
 		return
 	}
@@ -194,6 +208,21 @@ func (b *builder) outbound(u Upstream) {
 	}
 	b.clusters["routes "+name] = true
 	b.outboundRoutes(name, service.Name, key, routes)
+}
+
+// bytesTo leads connections to a service that speaks tcp.
+func (b *builder) bytesTo(stat string, service policy.Key) []*listenerv3.Filter {
+	return []*listenerv3.Filter{b.filter(tcpFilter, &tcpv3.TcpProxy{StatPrefix: stat,
+		ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: b.mesh(policy.Backend{Service: service})}, AccessLog: b.accessLog,
+		MaxConnectAttempts: number(3), HashPolicy: b.hashOfBytes(service)})}
+}
+
+// hashOfBytes is what connections to a service are spread by: of what a LoadBalancerPolicy may name, the client's address.
+func (b *builder) hashOfBytes(service policy.Key) []*typev3.HashPolicy {
+	if l := b.Policy.LoadBalancer.Find(policy.ServiceTarget(service.Namespace, service.Name)); l != nil && l.HashSourceIP {
+		return []*typev3.HashPolicy{{PolicySpecifier: &typev3.HashPolicy_SourceIp_{SourceIp: &typev3.HashPolicy_SourceIp{}}}}
+	}
+	return nil
 }
 
 func public(m *hcmv3.HttpConnectionManager) {

@@ -137,8 +137,7 @@ func (b *builder) toService(service *catalog.Service) []*listenerv3.Filter {
 	key := policy.Key{Namespace: service.Namespace, Name: service.Name.Name}
 	stat := statOf("outbound", service.Name.String())
 	if !service.Protocol.IsHTTP() {
-		return []*listenerv3.Filter{b.filter(tcpFilter, &tcpv3.TcpProxy{StatPrefix: stat,
-			ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: b.mesh(policy.Backend{Service: key})}, AccessLog: b.accessLog, MaxConnectAttempts: number(3)})}
+		return b.bytesTo(stat, key)
 	}
 	routes := b.Policy.RoutesOf(key)
 	m := b.transparentManager(stat, name, filterSet{jwt: b.jwtOf(scope{service: &key}, routes)})

@@ -5,6 +5,7 @@
 package serve
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +29,7 @@ import (
 
 	"sallyport/xds/build"
 	"sallyport/xds/catalog"
+	"sallyport/xds/document"
 	"sallyport/xds/policy"
 )
 
@@ -60,6 +62,7 @@ type Server struct {
 	input      build.Input // Catalog and Policy are nil until they were read
 	generation uint64
 	urgent     bool
+	conflicts  []policy.Conflict // of this generation
 	streams    map[string]*stream
 	built      map[string]*built // of this generation, by Proxy.Key
 	metrics    *metrics
@@ -114,8 +117,12 @@ func (s *Server) SetCatalog(c *catalog.Snapshot) {
 	if old != nil && reflect.DeepEqual(old, c) {
 		return
 	}
-	s.change(old != nil && onlyEndpoints(old, c))
+	endpoints := old != nil && onlyEndpoints(old, c)
+	s.change(endpoints)
 	s.input.Catalog = c
+	if !endpoints {
+		s.look()
+	}
 }
 
 // SetPolicy takes new policies.
@@ -124,6 +131,26 @@ func (s *Server) SetPolicy(p *policy.Set) {
 	defer s.mu.Unlock()
 	s.change(false)
 	s.input.Policy = p
+	s.look()
+}
+
+// look finds what cannot be enforced at present, and logs what is new. The lock is held.
+func (s *Server) look() {
+	if !s.loaded() {
+		return
+	}
+	known := map[document.Problem]bool{}
+	for _, c := range s.conflicts {
+		known[*c.Problem] = true
+	}
+	s.conflicts = build.Conflicts(s.input.Catalog, s.input.Policy)
+	for _, c := range s.conflicts {
+		if known[*c.Problem] {
+			continue
+		}
+		s.log.Error("policy cannot be enforced", "service", c.Service.String(), "closed", c.Closes,
+			"file", c.Problem.File, "line", c.Problem.Line, "field", c.Problem.Field, "reason", c.Problem.Text)
+	}
 }
 
 // change wakes the pusher. The lock is held.
@@ -244,7 +271,7 @@ func (s *Server) configure(st *stream) {
 	s.mu.Unlock()
 	b.once.Do(func() { b.set, b.err = construct(input, st.proxy) })
 	s.mu.Lock()
-	st.problem = unknown(input, st.proxy)
+	st.problem = cmp.Or(unknown(input, st.proxy), closed(input, st.proxy))
 	if b.err != nil {
 		st.problem = b.err.Error()
 	}
@@ -269,6 +296,20 @@ func unknown(in build.Input, p build.Proxy) string {
 		return ""
 	}
 	return fmt.Sprintf("the catalog has no service %s: nobody finds it until it is registered", n)
+}
+
+// closed says that nobody gets to the service of a sidecar, because of a policy that cannot be enforced there.
+func closed(in build.Input, p build.Proxy) string {
+	n := catalog.Name{Namespace: p.Namespace, Name: p.Service}
+	if p.Kind != build.Sidecar || in.Catalog.Service(n).Protocol.IsHTTP() {
+		return ""
+	}
+	for _, c := range in.Policy.ConflictsOf(policy.Key{Namespace: p.Namespace, Name: p.Service}) {
+		if c.Closes {
+			return "closed: " + c.Problem.Error()
+		}
+	}
+	return ""
 }
 
 // construct builds. A mistake in build must not take the control plane down with it.

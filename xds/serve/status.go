@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"sallyport/xds/catalog"
+	"sallyport/xds/document"
 	"sallyport/xds/policy"
 )
 
@@ -19,7 +20,26 @@ type Status struct {
 	Ready    bool           `json:"ready"`
 	Catalog  catalog.Status `json:"catalog"`
 	Policies policy.Status  `json:"policies"`
-	Proxies  []ProxyStatus  `json:"proxies"`
+	// Conflicts are the policies that are in force and cannot be enforced.
+	Conflicts []Conflict    `json:"conflicts,omitempty"`
+	Proxies   []ProxyStatus `json:"proxies"`
+}
+
+// Conflict is a policy that cannot be enforced at a service.
+type Conflict struct {
+	*document.Problem
+	Service string `json:"service"`
+	Closed  bool   `json:"closed"` // nobody gets to the service until the conflict is gone
+}
+
+// Conflicts are the policies that cannot be enforced now, in the order of their places.
+func (s *Server) Conflicts() (out []Conflict) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.conflicts {
+		out = append(out, Conflict{c.Problem, c.Service.String(), c.Closes})
+	}
+	return out
 }
 
 // ProxyStatus is one stream.
@@ -71,13 +91,15 @@ func (s *Server) Proxies() []ProxyStatus {
 // Handler answers /status, /ready and /metrics. It tells who is in the mesh and is for 127.0.0.1.
 func (s *Server) Handler(c catalog.Source, p *policy.Folder) http.Handler {
 	s.metrics.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sallyport_policy_problems", Help: "Documents or files that are refused now."},
-		func() float64 { return float64(len(p.Status().Problems)) }))
+		func() float64 { return float64(len(p.Status().Problems)) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sallyport_policy_conflicts", Help: "Parts of policies that cannot be enforced now."},
+			func() float64 { return float64(len(s.Conflicts())) }))
 	m := http.NewServeMux()
 	m.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")
-		_ = e.Encode(Status{Ready: s.Loaded(), Catalog: c.Status(), Policies: p.Status(), Proxies: s.Proxies()})
+		_ = e.Encode(Status{Ready: s.Loaded(), Catalog: c.Status(), Policies: p.Status(), Conflicts: s.Conflicts(), Proxies: s.Proxies()})
 	})
 	m.HandleFunc("GET /ready", func(w http.ResponseWriter, _ *http.Request) {
 		if !s.Loaded() {
