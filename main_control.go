@@ -65,6 +65,7 @@ func controlPlaneCommand(stderr *logging.Output) *cobra.Command {
 	fs.StringVar(&f.socket, "identity-socket", "", "Unix socket on which local processes get identities by their peer credentials")
 	fs.StringArrayVar(&f.rules, "identity-rule", nil, "uid:1001=orders, user:, gid: or group: who may have which identity on the socket; may be repeated")
 	f.kubernetes.add(fs)
+	fs.StringArrayVar(&f.kubernetes.gateways, "kubernetes-gateway", nil, "NAMESPACE/ACCOUNT=GATEWAY: a service account whose pods are edges of a gateway of that namespace; may be repeated")
 	fs.StringVar(&f.kubernetes.bundle, "kubernetes-trust-bundle", "", "NAMESPACE/NAME of a config map to keep the trust bundle in, for the injector")
 	fs.StringVarP(&f.level, "log-level", "l", "info", "trace, debug, info, warning, error, critical or off")
 	return c
@@ -125,7 +126,11 @@ func (f *controlFlags) run(ctx context.Context, stderr *logging.Output) error {
 	o := issuer.Options{Authority: authority, Tokens: tokens, Rules: rules, Logger: log}
 	if cluster != nil {
 		defer cluster.Close()
-		o.Accounts = tokenreview.New(cluster, f.o.TrustDomain)
+		gateways, err := tokenreview.ParseGateways(f.kubernetes.gateways)
+		if err != nil {
+			return fmt.Errorf("--kubernetes-gateway %w", err)
+		}
+		o.Accounts = tokenreview.New(cluster, f.o.TrustDomain, gateways)
 	}
 	publish, err := f.kubernetes.publisher(cluster, authority, log)
 	if err != nil {
@@ -164,21 +169,24 @@ func (f *controlFlags) run(ctx context.Context, stderr *logging.Output) error {
 }
 
 func tokenCommand() *cobra.Command {
-	var service, namespace, trustDomain, state string
+	var service, gateway, namespace, trustDomain, state string
 	var ttl time.Duration
 	create := &cobra.Command{
-		Use:   "create --service NAME --state DIR",
-		Short: "Print a one-time token for the first identity of a sidecar or edge",
+		Use:   "create --service NAME | --gateway NAME --state DIR",
+		Short: "Print a one-time token for the first identity of a sidecar, or of an edge or L4 tier",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if service == "" || state == "" {
-				return errors.New("--service NAME and --state DIR are required")
+			if (service == "") == (gateway == "") || state == "" {
+				return errors.New("--state DIR is required, and one of --service NAME (for a sidecar) and --gateway NAME (for an edge or L4 tier)")
 			}
 			td, err := spiffeid.TrustDomainFromString(trustDomain)
 			if err != nil {
 				return fmt.Errorf("--trust-domain %q: %w", trustDomain, err)
 			}
 			id, err := certs.ServiceID(td, namespace, service)
+			if gateway != "" {
+				id, err = certs.GatewayID(td, namespace, gateway)
+			}
 			if err != nil {
 				return err
 			}
@@ -191,8 +199,9 @@ func tokenCommand() *cobra.Command {
 		},
 	}
 	fs := create.Flags()
-	fs.StringVar(&service, "service", "", "service, or gateway, that the token makes its bearer")
-	fs.StringVar(&namespace, "namespace", certs.DefaultNamespace, "namespace of the service")
+	fs.StringVar(&service, "service", "", "service that the token makes its bearer a sidecar of")
+	fs.StringVar(&gateway, "gateway", "", "gateway that the token makes its bearer an edge or L4 tier of")
+	fs.StringVar(&namespace, "namespace", certs.DefaultNamespace, "namespace of the service or gateway")
 	fs.StringVar(&trustDomain, "trust-domain", certs.DefaultTrustDomain, "trust domain of the mesh")
 	fs.StringVar(&state, "state", "", "state folder of the control plane")
 	fs.DurationVar(&ttl, "ttl", token.DefaultTTL, "how long the token may wait for its use")

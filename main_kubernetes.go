@@ -15,8 +15,9 @@ import (
 
 // kubernetesFlags say where the API server is, for the commands that talk to it.
 type kubernetesFlags struct {
-	o      apiserver.Options
-	bundle string
+	o        apiserver.Options
+	bundle   string
+	gateways []string // of the control plane
 }
 
 func (f *kubernetesFlags) add(fs *pflag.FlagSet) {
@@ -29,7 +30,7 @@ func (f *kubernetesFlags) add(fs *pflag.FlagSet) {
 // client is nil where no API server was named.
 func (f *kubernetesFlags) client(log *slog.Logger) (*apiserver.Client, error) {
 	if f.o.URL == "" {
-		if f.o.CAFile != "" || f.o.TokenFile != "" || f.bundle != "" {
+		if f.o.CAFile != "" || f.o.TokenFile != "" || f.bundle != "" || len(f.gateways) > 0 {
 			return nil, errors.New("--kubernetes-…: nothing is done with them without --kubernetes")
 		}
 		return nil, nil

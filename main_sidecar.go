@@ -155,7 +155,7 @@ func (f *meshFlags) run(ctx context.Context, o sidecar.Options) error {
 	f.join.TrustDomain, f.join.Namespace, f.join.Logger = td, f.mesh.Namespace, o.Log
 	f.join.Service = f.mesh.Service
 	if f.mesh.Kind != "sidecar" {
-		f.join.Service = f.mesh.Gateway
+		f.join.Service, f.join.Gateway = "", f.mesh.Gateway
 	}
 	if f.join.Address == "" {
 		f.join.Address = f.mesh.ControlPlane

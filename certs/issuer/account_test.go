@@ -47,7 +47,7 @@ func TestServiceAccountTokens(t *testing.T) {
 	var k cluster
 	var log bytes.Buffer
 	p := newPlane(t, func(o *Options) {
-		o.Accounts = tokenreview.New(&k, td)
+		o.Accounts = tokenreview.New(&k, td, nil)
 		o.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	})
 	for range 2 { // it may be used again, unlike a join token

@@ -27,6 +27,7 @@ import (
 	"google.golang.org/grpc/status"
 	securityv1 "istio.io/api/security/v1alpha1"
 
+	"sallyport/certs"
 	"sallyport/certs/ca"
 	"sallyport/certs/peercred"
 	"sallyport/certs/tlsconfig"
@@ -267,7 +268,7 @@ func (s *Service) attest(ctx context.Context, p *peer.Peer, id spiffeid.ID) (how
 		return "", nil, status.Error(codes.Unauthenticated, "neither a token nor a client certificate was given")
 	}
 	if have != id {
-		return ByMTLS, nil, status.Errorf(codes.PermissionDenied, "the client certificate is of %s, it cannot renew %s", have, id)
+		return ByMTLS, nil, status.Errorf(codes.PermissionDenied, "the client certificate is of %s, it cannot renew %s%s", have, id, certs.GatewayHint(have, id))
 	}
 	return ByMTLS, none, nil
 }
@@ -303,8 +304,11 @@ func (s *Service) byAccount(ctx context.Context, bearer string, id spiffeid.ID) 
 		s.opt.Logger.Error("service account token not checked", "error", err)
 		return status.Error(codes.Unavailable, "the service account token could not be checked: see the control plane's log")
 	case have != id:
-		return status.Errorf(codes.PermissionDenied, "pod %s runs as %s, which is %s, not %s: "+
-			"give the service an account of its name", account.Pod, account, have, id)
+		advice := "give the service an account of its name"
+		if _, gateway, ok := certs.ParseGatewayID(id); ok {
+			advice = fmt.Sprintf("start the control plane with --kubernetes-gateway %s/%s=%s", account.Namespace, account.Name, gateway)
+		}
+		return status.Errorf(codes.PermissionDenied, "pod %s runs as %s, which is %s, not %s: %s", account.Pod, account, have, id, advice)
 	}
 	return nil
 }
@@ -318,7 +322,7 @@ func (s *Service) byToken(secret string, id spiffeid.ID) (func() error, error) {
 		return nil, s.tokenError(err)
 	}
 	if have != id {
-		return nil, status.Errorf(codes.PermissionDenied, "the join token is for %s, not for %s", have, id)
+		return nil, status.Errorf(codes.PermissionDenied, "the join token is for %s, not for %s%s", have, id, certs.GatewayHint(have, id))
 	}
 	return func() error {
 		_, err := s.opt.Tokens.Redeem(secret)

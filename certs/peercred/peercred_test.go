@@ -138,8 +138,11 @@ func TestRules(t *testing.T) {
 	id := func(ns, svc string) spiffeid.ID {
 		return spiffeid.RequireFromSegments(td, "ns", ns, "svc", svc)
 	}
+	gw := func(ns, name string) spiffeid.ID {
+		return spiffeid.RequireFromSegments(td, "ns", ns, "gw", name)
+	}
 	var rules Rules
-	for _, s := range []string{"uid:1001=orders", "user:root=shop/payments", "gid:2000=orders, shop/carts", "group:root=admin"} {
+	for _, s := range []string{"uid:1001=orders", "user:root=shop/payments", "gid:2000=orders, shop/carts", "group:root=admin", "uid:33=gateway:public,gateway:shop/inner"} {
 		r, err := ParseRule(td, s)
 		if err != nil {
 			t.Fatalf("%s: %v", s, err)
@@ -154,6 +157,7 @@ func TestRules(t *testing.T) {
 		{0, 1, []spiffeid.ID{id("shop", "payments")}},
 		{0, 0, []spiffeid.ID{id("shop", "payments"), id("default", "admin")}},
 		{7, 2000, []spiffeid.ID{id("default", "orders"), id("shop", "carts")}},
+		{33, 33, []spiffeid.ID{gw("default", "public"), gw("shop", "inner")}},
 		{2000, 7, nil}, // a uid is no gid
 		{7, 1001, nil},
 		{4294967295, 7, nil},
@@ -176,7 +180,7 @@ func TestRules(t *testing.T) {
 		t.Error("no rules allow root")
 	}
 	for _, s := range []string{"", "uid", "uid:", "uid:1", "uid:1=", "uid=1=x", "pid:1=x", "uid:-1=x", "uid:4294967296=x", "uid:4294967295=x", "uid:1x=x",
-		"user:no-such-user-here=x", "group:no-such-group-here=x", "uid:1=a/b/c", "uid:1=a,", "uid:1=/a", "uid:1=a/"} {
+		"user:no-such-user-here=x", "group:no-such-group-here=x", "uid:1=a/b/c", "uid:1=a,", "uid:1=/a", "uid:1=a/", "uid:1=gateway:", "uid:1=gateway:/a", "uid:1=gw:a"} {
 		if r, err := ParseRule(td, s); err == nil || !strings.Contains(err.Error(), strconv.Quote(s)) {
 			t.Errorf("ParseRule(%q) = %+v, %v", s, r, err)
 		}

@@ -49,11 +49,12 @@ func (rs Rules) Allows(who Info, id spiffeid.ID) bool {
 //	uid:1001=orders              user 1001 may be service orders of namespace default
 //	user:payments=shop/payments  by name; service payments of namespace shop
 //	gid:2000=orders,shop/carts   processes whose primary group is 2000 may be either
+//	uid:33=gateway:shop/public   user 33 may be an edge of gateway public of namespace shop
 func ParseRule(td spiffeid.TrustDomain, s string) (Rule, error) {
 	who, services, ok := strings.Cut(s, "=")
 	kind, name, ok2 := strings.Cut(who, ":")
 	if !ok || !ok2 || name == "" || services == "" {
-		return Rule{}, fmt.Errorf("socket rule %q: must be uid:NUMBER=[NAMESPACE/]SERVICE[,…], with uid, gid, user or group", s)
+		return Rule{}, fmt.Errorf("socket rule %q: must be uid:NUMBER=[gateway:][NAMESPACE/]SERVICE[,…], with uid, gid, user or group", s)
 	}
 	var r Rule
 	var err error
@@ -81,13 +82,18 @@ func ParseRule(td spiffeid.TrustDomain, s string) (Rule, error) {
 		return Rule{}, fmt.Errorf("socket rule %q: %w", s, err)
 	}
 	for svc := range strings.SplitSeq(services, ",") {
-		namespace, service, ok := strings.Cut(strings.TrimSpace(svc), "/")
+		name, isGateway := strings.CutPrefix(strings.TrimSpace(svc), "gateway:")
+		namespace, service, ok := strings.Cut(name, "/")
 		if !ok {
 			namespace, service = "", namespace
 		} else if namespace == "" {
 			return Rule{}, fmt.Errorf("socket rule %q: service %q has an empty namespace", s, svc)
 		}
-		id, err := certs.ServiceID(td, namespace, service)
+		idOf := certs.ServiceID
+		if isGateway {
+			idOf = certs.GatewayID
+		}
+		id, err := idOf(td, namespace, service)
 		if err != nil {
 			return Rule{}, fmt.Errorf("socket rule %q: %w", s, err)
 		}

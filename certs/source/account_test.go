@@ -42,7 +42,7 @@ func put(t *testing.T, path, text string) {
 
 func TestJoinByServiceAccount(t *testing.T) {
 	k := cluster{good: map[string]bool{"h.first.s": true, "h.second.s": true}}
-	p := newPlaneWith(t, certs.ControlPlaneID(td), func(o *issuer.Options) { o.Accounts = tokenreview.New(k, td) })
+	p := newPlaneWith(t, certs.ControlPlaneID(td), func(o *issuer.Options) { o.Accounts = tokenreview.New(k, td, nil) })
 	o := p.options()
 	o.ServiceAccountTokenFile = filepath.Join(t.TempDir(), "token")
 	wantRefusedText(t, o, "needs the trust bundle")
@@ -69,7 +69,7 @@ func TestJoinByServiceAccount(t *testing.T) {
 // When the SVID has expired, the token that the kubelet put there meanwhile brings a new one.
 func TestAnExpiredIdentityIsRenewedByTheTokenOfThatMoment(t *testing.T) {
 	k := cluster{good: map[string]bool{"h.first.s": true}}
-	p := newPlaneWith(t, certs.ControlPlaneID(td), func(o *issuer.Options) { o.Accounts = tokenreview.New(k, td) })
+	p := newPlaneWith(t, certs.ControlPlaneID(td), func(o *issuer.Options) { o.Accounts = tokenreview.New(k, td, nil) })
 	o := p.options()
 	o.BundleFile = filepath.Join(p.dir, "bundle.pem")
 	o.ServiceAccountTokenFile = filepath.Join(t.TempDir(), "token")

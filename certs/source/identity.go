@@ -13,6 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
+	"sallyport/certs"
 	"sallyport/certs/statedir"
 )
 
@@ -95,8 +96,8 @@ func (k *kept) load(want spiffeid.ID, now time.Time, log *slog.Logger) (*Identit
 		return nil, fmt.Errorf("identity directory: %s/%s: %w: remove it and join with a new token", k.dir.Path(), keptFile, err)
 	}
 	if id.SVID.ID != want {
-		return nil, fmt.Errorf("identity directory %s holds the identity of %s, not of %s: use a folder per service",
-			k.dir.Path(), id.SVID.ID, want)
+		return nil, fmt.Errorf("identity directory %s holds the identity of %s, not of %s: use a folder per service%s",
+			k.dir.Path(), id.SVID.ID, want, certs.GatewayHint(id.SVID.ID, want))
 	}
 	if _, _, err := x509svid.Verify(id.SVID.Certificates, id.Bundle, x509svid.WithTime(now)); err != nil {
 		log.Info("kept identity is not valid any more, joining anew", "spiffe_id", want.String(), "reason", err)

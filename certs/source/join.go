@@ -41,7 +41,8 @@ type Options struct {
 	Address     string               // of the control plane: host:port, or unix:///path
 	TrustDomain spiffeid.TrustDomain // default sallyport.local
 	Namespace   string               // default "default"
-	Service     string
+	Service     string               // whose identity it is to be: a service's,
+	Gateway     string               // or a gateway's; one of both
 
 	// What is needed once, at the first contact over TCP: a token, and the way to recognize the control plane, which is
 	// the fingerprint in the token, or BundleFile if that is given.
@@ -74,7 +75,13 @@ func Join(ctx context.Context, o Options) (*Renewed, error) {
 	if o.TrustDomain.IsZero() {
 		o.TrustDomain = spiffeid.RequireTrustDomainFromString(certs.DefaultTrustDomain)
 	}
+	if o.Service != "" && o.Gateway != "" {
+		return nil, errors.New("an identity is either of a service or of a gateway")
+	}
 	id, err := certs.ServiceID(o.TrustDomain, o.Namespace, o.Service)
+	if o.Gateway != "" {
+		id, err = certs.GatewayID(o.TrustDomain, o.Namespace, o.Gateway)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -193,6 +193,29 @@ func TestTheControlPlaneMustBeTheRightOne(t *testing.T) {
 	wantRefused(t, o, "not allowed here")
 }
 
+// What was a gateway's identity once, and its token, are refused with what to do.
+func TestAGatewayJoinsByItsOwnClassOfIdentity(t *testing.T) {
+	p := newPlane(t, certs.ControlPlaneID(td))
+	service, gateway := spiffeid.RequireFromString("spiffe://sallyport.local/ns/default/svc/public"), spiffeid.RequireFromString("spiffe://sallyport.local/ns/default/gw/public")
+	const hint = "create a token with sallyport token create --gateway public"
+	o := p.options()
+	o.Service, o.Gateway, o.Token = "", "public", p.token(service)
+	if _, err := join(t, o); err == nil || !strings.Contains(err.Error(), hint) {
+		t.Errorf("with a token for a service: %v", err)
+	}
+	old := p.options()
+	old.Service, old.Token, old.Dir = "public", p.token(service), filepath.Join(t.TempDir(), "identity")
+	_ = mustJoin(t, old).Close()
+	o.Token, o.Dir = p.token(gateway), old.Dir
+	if _, err := join(t, o); err == nil || !strings.Contains(err.Error(), hint) {
+		t.Errorf("with the kept identity of a service: %v", err)
+	}
+	o.Dir = ""
+	if got := current(t, mustJoin(t, o)).ID; got != gateway {
+		t.Errorf("%s, want %s", got, gateway)
+	}
+}
+
 func TestJoinInputs(t *testing.T) {
 	p := newPlane(t, certs.ControlPlaneID(td))
 	for name, change := range map[string]func(*Options){
@@ -202,6 +225,7 @@ func TestJoinInputs(t *testing.T) {
 		"address without port": func(o *Options) { o.Address = "control-plane" },
 		"address empty":        func(o *Options) { o.Address = "" },
 		"no service":           func(o *Options) { o.Service = "" },
+		"service and gateway":  func(o *Options) { o.Gateway = "public" },
 		"service with slash":   func(o *Options) { o.Service = "a/b" },
 		"bundle absent":        func(o *Options) { o.BundleFile = filepath.Join(t.TempDir(), "none") },
 		"bundle is a folder":   func(o *Options) { o.BundleFile = t.TempDir() },

@@ -39,14 +39,36 @@ type API interface {
 
 // Reviewer asks the API server. Safe for concurrent use.
 type Reviewer struct {
-	api   API
-	td    spiffeid.TrustDomain
-	slots chan struct{}
+	api      API
+	td       spiffeid.TrustDomain
+	gateways Gateways
+	slots    chan struct{}
+}
+
+// Gateways are the accounts, NAMESPACE/NAME, that stand for a gateway of their namespace instead of for a service. Who may
+// make accounts decides which services there are, but not who gets the keys of a gateway: so the operator names them.
+type Gateways map[string]string
+
+// ParseGateways reads flags of the form NAMESPACE/ACCOUNT=GATEWAY.
+func ParseGateways(flags []string) (Gateways, error) {
+	g := Gateways{}
+	for _, f := range flags {
+		account, gateway, ok := strings.Cut(f, "=")
+		namespace, name, both := strings.Cut(account, "/")
+		if !ok || !both || spiffeid.ValidatePathSegment(namespace) != nil || spiffeid.ValidatePathSegment(name) != nil || spiffeid.ValidatePathSegment(gateway) != nil {
+			return nil, fmt.Errorf("%q: must be NAMESPACE/ACCOUNT=GATEWAY", f)
+		}
+		if had, twice := g[account]; twice && had != gateway {
+			return nil, fmt.Errorf("%q: the account is gateway %q already", f, had)
+		}
+		g[account] = gateway
+	}
+	return g, nil
 }
 
 // New makes a reviewer. The tokens' audience must be the trust domain's name.
-func New(api API, td spiffeid.TrustDomain) *Reviewer {
-	return &Reviewer{api: api, td: td, slots: make(chan struct{}, maxParallel)}
+func New(api API, td spiffeid.TrustDomain, gateways Gateways) *Reviewer {
+	return &Reviewer{api: api, td: td, gateways: gateways, slots: make(chan struct{}, maxParallel)}
 }
 
 // Account is who a token stands for.
@@ -69,6 +91,9 @@ func (r *Reviewer) ID(ctx context.Context, token string) (Account, spiffeid.ID, 
 		return Account{}, spiffeid.ID{}, err
 	}
 	id, err := certs.ServiceID(r.td, a.Namespace, a.Name)
+	if gateway := r.gateways[a.Namespace+"/"+a.Name]; gateway != "" {
+		id, err = certs.GatewayID(r.td, a.Namespace, gateway)
+	}
 	if err != nil {
 		return a, spiffeid.ID{}, fmt.Errorf("%w: %s: %w", ErrRefused, a, err)
 	}

@@ -53,12 +53,35 @@ func good(change func(*authenticationv1.TokenReviewStatus)) authenticationv1.Tok
 }
 
 func TestAnAccountBecomesTheServiceOfItsName(t *testing.T) {
-	a, id, err := New(fakeAPI{t: t, status: good(nil)}, td).ID(context.Background(), jwt)
+	a, id, err := New(fakeAPI{t: t, status: good(nil)}, td, nil).ID(context.Background(), jwt)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if id.String() != "spiffe://mesh.example/ns/shop/svc/orders" || a != (Account{"shop", "orders", "orders-1"}) {
 		t.Errorf("%v %v", id, a)
+	}
+}
+
+func TestAnAccountThatTheOperatorNamesIsAGateway(t *testing.T) {
+	g, err := ParseGateways([]string{"shop/orders=public"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, id, err := New(fakeAPI{t: t, status: good(nil)}, td, g).ID(context.Background(), jwt); err != nil || id.String() != "spiffe://mesh.example/ns/shop/gw/public" {
+		t.Errorf("%v %v", id, err)
+	}
+	// An account of that name in another namespace is not meant.
+	other := good(func(s *authenticationv1.TokenReviewStatus) { s.User.Username = "system:serviceaccount:stage:orders" })
+	if _, id, err := New(fakeAPI{t: t, status: other}, td, g).ID(context.Background(), jwt); err != nil || id.String() != "spiffe://mesh.example/ns/stage/svc/orders" {
+		t.Errorf("%v %v", id, err)
+	}
+	for _, flag := range []string{"", "public", "shop=public", "shop/=public", "/orders=public", "shop/orders=", "shop/orders=a/b", "a/b/c=public"} {
+		if g, err := ParseGateways([]string{flag}); err == nil {
+			t.Errorf("%q: %v", flag, g)
+		}
+	}
+	if g, err := ParseGateways([]string{"shop/orders=public", "shop/orders=inner"}); err == nil {
+		t.Errorf("one account, two gateways: %v", g)
 	}
 }
 
@@ -82,7 +105,7 @@ func TestRefusals(t *testing.T) {
 			"would have the name of the control plane itself"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, id, err := New(fakeAPI{t: t, status: good(tc.change)}, td).ID(context.Background(), jwt)
+			_, id, err := New(fakeAPI{t: t, status: good(tc.change)}, td, nil).ID(context.Background(), jwt)
 			if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("%v, want %q", err, tc.want)
 			}
@@ -94,14 +117,14 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestAnAPIServerThatIsAwayIsNoRefusal(t *testing.T) {
-	_, _, err := New(fakeAPI{t: t, err: errors.New("connection refused")}, td).ID(context.Background(), jwt)
+	_, _, err := New(fakeAPI{t: t, err: errors.New("connection refused")}, td, nil).ID(context.Background(), jwt)
 	if err == nil || errors.Is(err, ErrRefused) {
 		t.Error(err)
 	}
 }
 
 func TestNothingIsAskedForATokenThatCannotBeOne(t *testing.T) {
-	r := New(nil, td) // any question would crash
+	r := New(nil, td, nil) // any question would crash
 	for _, token := range []string{"", strings.Repeat("x", MaxToken+1)} {
 		if _, _, err := r.ID(context.Background(), token); !errors.Is(err, ErrRefused) {
 			t.Error(err)

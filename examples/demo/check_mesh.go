@@ -244,7 +244,7 @@ func (s *shop) seeIdentities(ctx context.Context) (string, error) {
 	}
 	var path []string
 	a := &r.Answer
-	for _, caller := range []string{gateway, "storefront", "orders"} {
+	for _, caller := range []string{"gw/" + gateway, "svc/storefront", "svc/orders"} {
 		if a == nil {
 			return "", errors.New("a hop is missing in the answer")
 		}
@@ -255,7 +255,7 @@ func (s *shop) seeIdentities(ctx context.Context) (string, error) {
 				uri = v
 			}
 		}
-		if strings.Contains(xfcc, "svc/root") || !strings.HasPrefix(uri, "spiffe://") || !strings.HasSuffix(uri, "/svc/"+caller) {
+		if strings.Contains(xfcc, "svc/root") || !strings.HasPrefix(uri, "spiffe://") || !strings.HasSuffix(uri, "/"+caller) {
 			return "", fmt.Errorf("%s was told that its caller is %q; want the SPIFFE ID of %s", a.Service, xfcc, caller)
 		}
 		path = append(path, fmt.Sprintf("%s saw %s", a.Service, uri))

@@ -191,22 +191,22 @@ func (s *shop) startProxies(ctx context.Context) (err error) {
 		for _, service := range sortedNames(in.upstreams) {
 			args = append(args, "--upstream", fmt.Sprintf("%s:%d", service, in.upstreams[service]))
 		}
-		if in.sidecar, err = s.proxy(ctx, in.service, in.id, in.admin, args...); err != nil {
+		if in.sidecar, err = s.proxy(ctx, identity{"service", in.service}, in.id, in.admin, args...); err != nil {
 			return err
 		}
 	}
 	for _, e := range s.edges {
-		if e.process, err = s.proxy(ctx, gateway, e.id, e.admin, "edge", "--gateway", gateway, "--listen", local(e.port)); err != nil {
+		if e.process, err = s.proxy(ctx, identity{"gateway", gateway}, e.id, e.admin, "edge", "--gateway", gateway, "--listen", local(e.port)); err != nil {
 			return err
 		}
 	}
-	s.l4, err = s.proxy(ctx, gateway, "l4", s.l4Admin, "l4", "--gateway", gateway, "--listen", local(s.public))
+	s.l4, err = s.proxy(ctx, identity{"gateway", gateway}, "l4", s.l4Admin, "l4", "--gateway", gateway, "--listen", local(s.public))
 	return err
 }
 
 // startBoth starts a service by "sallyport run", with a sidecar of which it knows nothing.
 func (s *shop) startBoth(ctx context.Context, in *instance) error {
-	token, err := s.token(ctx, in.service, in.id)
+	token, err := s.token(ctx, identity{"service", in.service}, in.id)
 	if err != nil {
 		return err
 	}
@@ -232,9 +232,12 @@ func (s *shop) cleanUp() {
 	}
 }
 
+// identity is whose a join token is to be: kind is service or gateway.
+type identity struct{ kind, name string }
+
 // token makes a join token: each can be used once.
-func (s *shop) token(ctx context.Context, identity, id string) (string, error) {
-	create := exec.CommandContext(ctx, s.Binary, "token", "create", "--service", identity, "--state", filepath.Join(s.dir, "state"))
+func (s *shop) token(ctx context.Context, of identity, id string) (string, error) {
+	create := exec.CommandContext(ctx, s.Binary, "token", "create", "--"+of.kind, of.name, "--state", filepath.Join(s.dir, "state"))
 	var complaint strings.Builder
 	create.Stderr = &complaint
 	token, err := create.Output()
@@ -245,8 +248,8 @@ func (s *shop) token(ctx context.Context, identity, id string) (string, error) {
 }
 
 // proxy starts a proxy with a join token of its own.
-func (s *shop) proxy(ctx context.Context, identity, id string, admin int, args ...string) (*process, error) {
-	token, err := s.token(ctx, identity, id)
+func (s *shop) proxy(ctx context.Context, of identity, id string, admin int, args ...string) (*process, error) {
+	token, err := s.token(ctx, of, id)
 	if err != nil {
 		return nil, err
 	}

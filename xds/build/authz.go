@@ -121,17 +121,21 @@ func (a *rules) left(c callers, before []callers) *rbacv3.Principal {
 	return who
 }
 
-// those is who calls, by the SPIFFE ID of its certificate.
+// those is who calls, by the SPIFFE ID of its certificate. A name in an intention is that of a service and of a gateway:
+// Consul has one name for both, as its catalog has edges as instances of a service that is called like the gateway.
 func (a *rules) those(c callers) *rbacv3.Principal {
-	switch {
-	case !c.anyNamespace():
-		return a.principal(c.Name)
-	case c.everywhere:
-		return authenticated(endsWith("/svc/" + c.Name.Name))
+	if !c.anyNamespace() {
+		return oneOf(a.principals(c.Name, services, gateways))
 	}
 	var ids []*rbacv3.Principal
+	if c.everywhere {
+		for _, class := range []class{services, gateways} {
+			ids = append(ids, authenticated(endsWith(string(class)+c.Name.Name)))
+		}
+		return oneOf(ids)
+	}
 	for _, ns := range slices.Compact(slices.Clone(a.near)) {
-		ids = append(ids, a.principal(catalog.Name{Namespace: ns, Name: c.Name.Name}))
+		ids = append(ids, a.principals(catalog.Name{Namespace: ns, Name: c.Name.Name}, services, gateways)...)
 	}
 	return oneOf(ids)
 }
@@ -190,7 +194,7 @@ func (a *rules) policy(o *policy.Object[policy.Authorization]) {
 				p.Principals = append(p.Principals, anyPrincipal())
 				continue
 			}
-			p.Principals = append(p.Principals, a.caller(f, o.Namespace))
+			p.Principals = append(p.Principals, a.caller(f, o.Namespace, deny)...)
 		}
 		if len(r.From) == 0 {
 			p.Principals = []*rbacv3.Principal{anyPrincipal()}
@@ -217,31 +221,52 @@ func (a *rules) policy(o *policy.Object[policy.Authorization]) {
 	}
 }
 
-// principal is who calls, by the SPIFFE ID of its certificate.
-func (a *rules) principal(n catalog.Name) *rbacv3.Principal {
+// class is the part of a SPIFFE ID between namespace and name (package certs).
+type class string
+
+const (
+	services class = "/svc/"
+	gateways class = "/gw/"
+)
+
+// principals are those who call, by the SPIFFE IDs of their certificates. Any name in any namespace is every member of the
+// trust domain.
+func (a *rules) principals(n catalog.Name, classes ...class) (out []*rbacv3.Principal) {
 	prefix := "spiffe://" + a.td + "/"
-	switch {
-	case n.Namespace == catalog.Wildcard && n.Name == catalog.Wildcard:
-		return authenticated(beginsWith(prefix))
-	case n.Namespace == catalog.Wildcard:
-		return authenticated(matches(regexp.QuoteMeta(prefix) + "ns/[^/]+/svc/" + regexp.QuoteMeta(n.Name)))
-	case n.Name == catalog.Wildcard:
-		return authenticated(beginsWith(prefix + "ns/" + n.Namespace + "/svc/"))
+	if n.Namespace == catalog.Wildcard && n.Name == catalog.Wildcard {
+		return []*rbacv3.Principal{authenticated(beginsWith(prefix))}
 	}
-	return authenticated(exactly(prefix + "ns/" + n.Namespace + "/svc/" + n.Name))
+	for _, c := range classes {
+		id := prefix + "ns/" + n.Namespace + string(c) + n.Name
+		switch {
+		case n.Namespace == catalog.Wildcard:
+			out = append(out, authenticated(matches(regexp.QuoteMeta(prefix)+"ns/[^/]+"+string(c)+regexp.QuoteMeta(n.Name))))
+		case n.Name == catalog.Wildcard:
+			out = append(out, authenticated(beginsWith(strings.TrimSuffix(id, catalog.Wildcard))))
+		default:
+			out = append(out, authenticated(exactly(id)))
+		}
+	}
+	return out
 }
 
-func (a *rules) caller(f policy.Caller, namespace string) *rbacv3.Principal {
-	if id := f.SPIFFEID; id != "" {
-		if p, ok := strings.CutSuffix(id, "*"); ok {
-			return authenticated(beginsWith(p))
+// caller are those whom an AuthorizationPolicy means. A denial of a service is for the gateway of its name too: until
+// gateways had identities of their own it was written so, and a denial must not be lifted by a new version.
+func (a *rules) caller(f policy.Caller, namespace string, deny bool) []*rbacv3.Principal {
+	switch {
+	case f.SPIFFEID != "":
+		if p, ok := strings.CutSuffix(f.SPIFFEID, "*"); ok {
+			return []*rbacv3.Principal{authenticated(beginsWith(p))}
 		}
-		return authenticated(exactly(id))
+		return []*rbacv3.Principal{authenticated(exactly(f.SPIFFEID))}
+	case f.Gateway != "":
+		return a.principals(catalog.ParseName(f.Gateway, namespace), gateways)
+	case f.Service == catalog.Wildcard:
+		return a.principals(catalog.Name{Namespace: catalog.Wildcard, Name: catalog.Wildcard})
+	case deny:
+		return a.principals(catalog.ParseName(f.Service, namespace), services, gateways)
 	}
-	if f.Service == catalog.Wildcard {
-		return a.principal(catalog.Name{Namespace: catalog.Wildcard, Name: catalog.Wildcard})
-	}
-	return a.principal(catalog.ParseName(f.Service, namespace))
+	return a.principals(catalog.ParseName(f.Service, namespace), services)
 }
 
 // permission is a rule of an intention.

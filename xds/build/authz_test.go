@@ -177,8 +177,13 @@ func intentionsMean(t *testing.T, does []*catalog.Intention, patterns []struct{ 
 					Input: Input{Catalog: &catalog.Snapshot{Intentions: list}, Policy: policy.Empty()}}
 				a := b.authorization(catalog.Name{Namespace: "shop", Name: "orders"}, isHTTP)
 				for _, from := range callers {
-					for _, path := range []string{"/", "/admin/x", "/admin/health", "/read/x"} {
-						c := call{"spiffe://example.org/ns/" + from.namespace + "/svc/" + from.name, path, "GET"}
+					// A name is that of a service and of a gateway.
+					for _, path := range []string{"/", "/admin/x", "/admin/health", "/read/x", "/gw"} {
+						class, path := "/svc/", path
+						if path == "/gw" {
+							class, path = "/gw/", "/admin/x"
+						}
+						c := call{"spiffe://example.org/ns/" + from.namespace + class + from.name, path, "GET"}
 						want := naive(list, from.name, path, isHTTP, allow, from.far)
 						if from.name == "" { // comes in plaintext, as nobody: what is denied to all is denied, what is allowed to services is not theirs
 							c.id, want = "", want && allow
@@ -235,5 +240,43 @@ spec:
 		if admitted(tcp, call{id: id}) {
 			t.Errorf("%s was let in where paths cannot be seen", c.source)
 		}
+	}
+}
+
+func TestCallersByClass(t *testing.T) {
+	const td = "spiffe://example.org/ns/"
+	all := []string{td + "default/svc/web", td + "default/gw/web", td + "shop/svc/web", td + "shop/gw/web", td + "shop/svc/other", td + "shop/gw/other", "spiffe://other.org/ns/default/gw/web"}
+	for name, c := range map[string]struct {
+		from        string
+		allow, deny []string // of all; deny is whom the rule is for where it denies
+	}{
+		"a service":                 {"service: web", all[:1], all[:2]},
+		"a service of a namespace":  {"service: shop/web", all[2:3], all[2:4]},
+		"services of a namespace":   {"service: shop/*", []string{all[2], all[4]}, all[2:6]},
+		"a gateway":                 {"gateway: web", all[1:2], all[1:2]},
+		"a gateway of a namespace":  {"gateway: shop/web", all[3:4], all[3:4]},
+		"everybody of the mesh":     {`service: "*"`, all[:6], all},
+		"one ID":                    {"spiffeID: " + all[3], all[3:4], all[3:4]},
+		"IDs that begin with a way": {`spiffeID: "` + td + `shop/gw/*"`, []string{all[3], all[5]}, []string{all[3], all[5]}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for action, want := range map[string][]string{"ALLOW": c.allow, "DENY": c.deny} {
+				set, problems := policy.Parse("f.yaml", []byte("apiVersion: policy.sallyport.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec:\n  targetRefs: [{kind: Service, name: orders}]\n  action: "+
+					action+"\n  rules: [{from: [{"+c.from+"}]}]\n"))
+				if err := problems.Err(); err != nil {
+					t.Fatal(err)
+				}
+				b := &builder{td: spiffeid.RequireTrustDomainFromString("example.org"), Input: Input{Catalog: &catalog.Snapshot{}, Policy: set}}
+				a := b.authorization(catalog.Name{Namespace: "default", Name: "orders"}, true)
+				for _, id := range all {
+					if got := decide(a.allow, call{id: id}); action == "ALLOW" && got != slices.Contains(want, id) {
+						t.Errorf("%s: allowed is %t", id, got)
+					}
+					if got := decide(a.deny, call{id: id}); action == "DENY" && got != slices.Contains(want, id) {
+						t.Errorf("%s: denied is %t", id, got)
+					}
+				}
+			}
+		})
 	}
 }

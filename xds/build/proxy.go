@@ -196,14 +196,12 @@ func (r *nodeReader) address(field, s string, hostOnly bool) {
 	r.fail(field, "%q is not an IP address with a port", s)
 }
 
-// Identity is the SPIFFE ID that a proxy must have to be what it says: that of the service, or that of the gateway, which
-// is named like a service's.
+// Identity is the SPIFFE ID that a proxy must have to be what it says: that of the service, or that of the gateway.
 func (p Proxy) Identity(td spiffeid.TrustDomain) (spiffeid.ID, error) {
-	name := p.Service
 	if p.Kind != Sidecar {
-		name = p.Gateway
+		return certs.GatewayID(td, p.Namespace, p.Gateway)
 	}
-	return certs.ServiceID(td, p.Namespace, name)
+	return certs.ServiceID(td, p.Namespace, p.Service)
 }
 
 // Key tells proxies apart that get different configurations.

@@ -385,9 +385,23 @@ func checkAuthorization(c *checker, a *Authorization) {
 }
 
 func (c *checker) caller(at string, f Caller) {
+	set := 0
+	for _, s := range []string{f.Service, f.Gateway, f.SPIFFEID} {
+		if s != "" {
+			set++
+		}
+	}
 	switch {
-	case (f.Service == "") == (f.SPIFFEID == ""):
-		c.fail(at, "needs exactly one of service, spiffeID")
+	case set != 1:
+		c.fail(at, "needs exactly one of service, gateway, spiffeID")
+	case f.Gateway != "":
+		namespace, name, ok := strings.Cut(f.Gateway, "/")
+		if !ok {
+			namespace, name = "default", f.Gateway
+		}
+		if spiffeid.ValidatePathSegment(namespace) != nil || spiffeid.ValidatePathSegment(name) != nil {
+			c.fail(document.At(at, "gateway"), "%q is not NAME or NAMESPACE/NAME", f.Gateway)
+		}
 	case f.SPIFFEID != "":
 		if _, err := spiffeid.FromString(strings.TrimSuffix(f.SPIFFEID, "/*")); err != nil {
 			c.fail(document.At(at, "spiffeID"), "%q: %v", f.SPIFFEID, err)

@@ -257,9 +257,10 @@ type AuthorizationRule struct {
 	To   []Request `json:"to"`
 }
 
-// Caller is a peer: one of both.
+// Caller is a peer: one of them.
 type Caller struct {
-	Service  string `json:"service"`  // NAME, NAMESPACE/NAME, NAMESPACE/* or *
+	Service  string `json:"service"`  // NAME, NAMESPACE/NAME, NAMESPACE/* or *, which is everybody, gateways too
+	Gateway  string `json:"gateway"`  // NAME or NAMESPACE/NAME: the edges of a Gateway
 	SPIFFEID string `json:"spiffeID"` // exact, or a prefix that ends in /*
 }
 

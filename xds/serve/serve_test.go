@@ -272,6 +272,23 @@ func TestAProxyGetsOnlyWhatItsIdentityMayHave(t *testing.T) {
 	if got := status.Convert(err).Message(); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
+	// The identity of a service that is called like a gateway gives nothing of the gateway, whose certificates have keys.
+	for kind, who := range map[string]string{"edge": "edge", "l4": "L4 tier"} {
+		m, err := structpb.NewStruct(map[string]any{"kind": kind, "gateway": "public"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c = p.sotw("public")
+		c.node = &corev3.Node{Id: "public~1", Metadata: m}
+		c.ask(build.SecretType, nil, "", "gateway/default/shop")
+		_, err = c.stream.Recv()
+		want := "spiffe://example.org/ns/default/svc/public may not have the configuration of the " + who + " of gateway default/public, which is for " +
+			"spiffe://example.org/ns/default/gw/public; a gateway's identity is no longer that of a service: create a token with " +
+			"sallyport token create --gateway public --namespace default, and join with it (and with an empty --identity-dir)"
+		if status.Code(err) != codes.PermissionDenied || status.Convert(err).Message() != want {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+	}
 	c = p.sotw("orders")
 	c.node = &corev3.Node{Id: "x"}
 	c.ask(build.ClusterType, nil, "")

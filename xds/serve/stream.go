@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"sallyport/certs"
 	"sallyport/xds/build"
 )
 
@@ -174,7 +175,7 @@ func (s *Server) authorize(st *stream, node *corev3.Node) error {
 			return status.Error(codes.InvalidArgument, err.Error())
 		}
 		if st.identity != want {
-			return status.Errorf(codes.PermissionDenied, "%s may not have the configuration of the %s, which is for %s", st.identity, p, want)
+			return status.Errorf(codes.PermissionDenied, "%s may not have the configuration of the %s, which is for %s%s", st.identity, p, want, certs.GatewayHint(st.identity, want))
 		}
 	}
 	s.mu.Lock()
