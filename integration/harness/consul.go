@@ -12,10 +12,14 @@ import (
 
 // ConsulBuilder says how to start Consul.
 type ConsulBuilder struct {
-	t    testing.TB
-	args []string
-	host *Host
+	t     testing.TB
+	args  []string
+	host  *Host
+	token string
 }
+
+// consulManagement is the token of an agent with ACLs that may do everything.
+const consulManagement = "11111111-1111-4111-8111-111111111111"
 
 // ConsulAgent is a running agent in development mode: one server, in memory, with mesh support on.
 type ConsulAgent struct {
@@ -43,6 +47,12 @@ func (b *ConsulBuilder) Args(args ...string) *ConsulBuilder {
 	return b
 }
 
+// ACL has the agent deny what no token allows. Client has the token that allows everything.
+func (b *ConsulBuilder) ACL() *ConsulBuilder {
+	b.token = consulManagement
+	return b.Args("-hcl", `acl { enabled = true default_policy = "deny" policy_ttl = "1s" token_ttl = "1s" tokens { initial_management = "`+consulManagement+`" } }`)
+}
+
 // On has the agent run on a host of a test network, open to the others.
 func (b *ConsulBuilder) On(h *Host) *ConsulBuilder {
 	b.host = h
@@ -67,7 +77,7 @@ func (b *ConsulBuilder) Run() *ConsulAgent {
 		"-serf-lan-port", port(), "-serf-wan-port", port(), "-hcl", `disable_update_check = true`}, b.args...)
 	c.command = Command{Name: "consul", Path: Consul.Path(), Args: args}
 	var err error
-	config.Address = c.http
+	config.Address, config.Token = c.http, b.token
 	if c.Client, err = api.NewClient(config); err != nil {
 		b.t.Fatal(err)
 	}
@@ -112,6 +122,33 @@ func (c *ConsulAgent) URL() string { return "http://" + c.http }
 
 // GRPC is host:port of Consul's own xDS server.
 func (c *ConsulAgent) GRPC() string { return c.grpc }
+
+// Grant is an ACL token, and the policy that says what it may do.
+type Grant struct {
+	Secret string
+
+	agent  *ConsulAgent
+	policy *api.ACLPolicy
+}
+
+// Grant makes a token with rules.
+func (c *ConsulAgent) Grant(name, rules string) *Grant {
+	c.t.Helper()
+	p, _, err := c.Client.ACL().PolicyCreate(&api.ACLPolicy{Name: name, Rules: rules}, nil)
+	c.must(err)
+	t, _, err := c.Client.ACL().TokenCreate(&api.ACLToken{Policies: []*api.ACLTokenPolicyLink{{ID: p.ID}}}, nil)
+	c.must(err)
+	return &Grant{Secret: t.SecretID, agent: c, policy: p}
+}
+
+// Rules changes what the token may do.
+func (g *Grant) Rules(rules string) {
+	g.agent.t.Helper()
+	g.policy.Rules = rules
+	p, _, err := g.agent.Client.ACL().PolicyUpdate(g.policy, nil)
+	g.agent.must(err)
+	g.policy = p
+}
 
 // Instance is a service instance to register. Its health is a check that the test sets by Pass and Fail.
 type Instance struct {

@@ -19,6 +19,8 @@ type ControlPlane struct {
 	policies string
 	state    string
 	addr     string
+	status   string // of --status-listen, "" where nobody asked for it
+	env      []string
 	host     *Host // nil: the machine itself
 }
 
@@ -91,11 +93,29 @@ func (c *ControlPlane) Args(args ...string) *ControlPlane {
 	return c
 }
 
+// Env appends to the environment, NAME=VALUE.
+func (c *ControlPlane) Env(env ...string) *ControlPlane {
+	c.env = append(c.env, env...)
+	return c
+}
+
+// Status has the control plane say how it is: see Says.
+func (c *ControlPlane) Status() *ControlPlane {
+	c.status = FreeAddr(c.t)
+	return c.Args("--status-listen", c.status)
+}
+
+// Says is what sallyport status prints.
+func (c *ControlPlane) Says() string {
+	c.t.Helper()
+	return Run(c.t, "status", "--address", c.status).Stdout
+}
+
 // Run starts the control plane and waits until it accepts connections.
 func (c *ControlPlane) Run() *ControlPlane {
 	c.t.Helper()
 	args := append([]string{"control-plane", "--policies", c.policies, "--listen", c.addr, "--state", c.state}, c.args...)
-	command, dial := Command{Name: "control-plane", Path: Binary(c.t), Args: args}, net.Dial
+	command, dial := Command{Name: "control-plane", Path: Binary(c.t), Args: args, Env: c.env}, net.Dial
 	if c.host != nil {
 		c.Process, dial = c.host.Start(command), c.host.Dial
 	} else {

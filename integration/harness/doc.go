@@ -27,8 +27,8 @@
 //     ${port.NAME} the port of the backend given as NAME, ${dead.NAME} a port on which nothing listens,
 //     and ${NAME} what Value("NAME", …) says.
 //   - controlplane.go: NewControlPlane(t).Consul(c) or .Catalog(yaml), .Policy(file, yaml), .Run(); change policies and
-//     catalog while it runs; Kill and Restart it at the same address with the same state.
-//   - consul.go: NewConsul(t).Run(), a real agent in development mode; Register, Deregister, Pass, Fail, Intend, Entry, and
+//     catalog while it runs; Kill and Restart it at the same address with the same state; Status and Says, what sallyport status prints.
+//   - consul.go: NewConsul(t).Run(), a real agent in development mode, with ACLs by .ACL() and Grant; Register, Deregister, Pass, Fail, Intend, Entry, and
 //     Client for everything else. redis.go: NewRedis(t).
 //   - client.go: Exchange, a raw connection: bytes out, messages in; Get for the simple case. client_h2.go: DialH2, an HTTP/2
 //     connection that stays open and shows every field. load.go: NewLoad, a bounded load at a fixed rate

@@ -7,7 +7,9 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -42,6 +44,9 @@ type Consul struct {
 	checks sync.Once       // starts the watch of all checks
 	change chan struct{}   // something was taken in
 	ctx    context.Context // of Run; queries of services derive from it
+
+	hasToken bool        // we were given one; the agent may have another for those who have none
+	named    atomic.Bool // requests without a token of ours were found to have the agent's
 
 	mu         sync.Mutex
 	services   map[string]*consulService
@@ -78,6 +83,8 @@ const (
 	defaultConfirm = 3 * time.Second
 	// agentInterval is how often the agent's configuration is read, which has no blocking query.
 	agentInterval = 30 * time.Second
+	// maxReasons bounds the reasons that a status tells.
+	maxReasons = 5
 	// maxTold bounds the complaints that are remembered in order not to be repeated.
 	maxTold = 10_000
 )
@@ -112,7 +119,7 @@ func NewConsul(o ConsulOptions) (*Consul, error) {
 	}
 	return &Consul{opt: o, client: client, log: o.Logger, poll: newPoller(), slots: make(chan struct{}, o.Watches),
 		change: make(chan struct{}, 1), services: map[string]*consulService{}, errs: map[string]queryError{},
-		told: map[string]bool{}, protocol: map[string]Protocol{}, status: Status{Source: "consul " + config.Address}}, nil
+		hasToken: config.Token != "", told: map[string]bool{}, protocol: map[string]Protocol{}, status: Status{Source: "consul " + config.Address}}, nil
 }
 
 // Status implements Source.
@@ -120,14 +127,8 @@ func (c *Consul) Status() Status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.status
-	for _, query := range slices.Sorted(maps.Keys(c.errs)) {
-		e := c.errs[query]
-		if s.Error == "" {
-			s.Error = query + ": " + e.text
-			if n := len(c.errs) - 1; n > 0 {
-				s.Error += fmt.Sprintf(" (and %d more)", n)
-			}
-		}
+	s.Error = c.problem()
+	for _, e := range c.errs {
 		if e.down {
 			s.Connected = false
 		}
@@ -135,20 +136,64 @@ func (c *Consul) Status() Status {
 	return s
 }
 
+// problem says why queries fail: each reason once, with the first query of it, and the ACL rules that are missing. The
+// caller holds the lock.
+func (c *Consul) problem() string {
+	type reason struct {
+		first string
+		n     int
+	}
+	reasons := map[string]*reason{}
+	var order []*reason
+	var needs []string
+	for _, query := range slices.Sorted(maps.Keys(c.errs)) {
+		e := c.errs[query]
+		key := e.text
+		if e.down {
+			key = "" // the text names the URL
+		}
+		r := reasons[key]
+		if r == nil {
+			r = &reason{first: query + ": " + e.text}
+			reasons[key] = r
+			order = append(order, r)
+		}
+		r.n++
+		if e.need != "" && !slices.Contains(needs, e.need) {
+			needs = append(needs, e.need)
+		}
+	}
+	var parts []string
+	for i, r := range order {
+		if i == maxReasons {
+			parts = append(parts, fmt.Sprintf("and %d more reasons", len(order)-i))
+			break
+		}
+		if r.n > 1 {
+			r.first += fmt.Sprintf(" (and %d more queries)", r.n-1)
+		}
+		parts = append(parts, r.first)
+	}
+	if len(needs) > 0 {
+		parts = append(parts, "the ACL token lacks: "+strings.Join(needs, ", "))
+	}
+	return strings.Join(parts, "; ")
+}
+
 // Run implements Source.
 func (c *Consul) Run(ctx context.Context, publish func(*Snapshot)) error {
 	c.ctx = ctx
-	c.follow("services", func(o *api.QueryOptions) (*api.QueryMeta, answer, error) {
+	c.follow("services", needServices, func(o *api.QueryOptions) (*api.QueryMeta, answer, error) {
 		list, meta, err := c.client.Catalog().Services(o)
 		delete(list, "consul") // the servers themselves
 		return meta, answer{slices.Collect(maps.Keys(list)), func() { c.list(list, meta.LastIndex) }}, err
 	})
-	c.follow("service-intentions", c.askIntentions)
-	c.follow("service-defaults", func(o *api.QueryOptions) (*api.QueryMeta, answer, error) {
+	c.follow("service-intentions", needIntentions, c.askIntentions)
+	c.follow("service-defaults", needDefaults, func(o *api.QueryOptions) (*api.QueryMeta, answer, error) {
 		list, meta, err := c.client.ConfigEntries().List(api.ServiceDefaults, o)
 		return meta, answer{namesOf(list), func() { c.serviceDefaults(list) }}, err
 	})
-	c.follow("proxy-defaults", func(o *api.QueryOptions) (*api.QueryMeta, answer, error) {
+	c.follow("proxy-defaults", needProxy, func(o *api.QueryOptions) (*api.QueryMeta, answer, error) {
 		list, meta, err := c.client.ConfigEntries().List(api.ProxyDefaults, o)
 		return meta, answer{namesOf(list), func() { c.proxyDefaults(list) }}, err
 	})

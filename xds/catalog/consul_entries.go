@@ -58,6 +58,9 @@ func (c *Consul) followAgent() {
 		ctx, cancel := context.WithTimeout(c.ctx, askTime)
 		var self agentSelf
 		_, err := c.client.Raw().Query("/v1/agent/self", &self, (&api.QueryOptions{}).WithContext(ctx))
+		if c.named.Load() {
+			_ = c.identify(ctx) // the agent may have lost the token that it had for us; the queries say so
+		}
 		cancel()
 		if c.ctx.Err() != nil {
 			return
@@ -65,32 +68,40 @@ func (c *Consul) followAgent() {
 		switch action := self.action(); {
 		case err != nil && isDown(err):
 			failures++
-			c.failed(name, err, failures)
-			pause(c.ctx, backoff(c.opt.Retry, failures))
-			continue
+			c.failed(name, needAgent, err, failures)
 		case err != nil || action == "":
 			// It answers, and does not tell: that is no reason to hold up the rest.
 			if err == nil {
 				err = errors.New("its configuration has no default for intentions that is known")
 			}
-			c.agent("", err)
+			failures++
+			c.failed(name, needAgent, err, failures)
+			c.agent("")
 		default:
-			c.agent(action, nil)
+			failures = 0
+			c.recovered(name)
+			c.agent(action)
 		}
-		failures = 0
-		c.recovered(name)
-		pause(c.ctx, agentInterval)
+		if failures > 0 {
+			pause(c.ctx, backoff(c.opt.Retry, failures))
+		} else {
+			pause(c.ctx, agentInterval)
+		}
 	}
 }
 
-// agent takes in what applies without an intention. What was known once stays.
-func (c *Consul) agent(action Action, err error) {
+// agent takes in what applies without an intention, "" where that cannot be read. What was known once stays; what never was
+// is taken for the stricter, as a mesh document can say otherwise: calls that nothing allows are denied.
+func (c *Consul) agent(action Action) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err != nil {
-		c.complain("consul's default for intentions cannot be read (the ACL token needs agent:read)", "error", err.Error())
-	} else {
+	switch {
+	case action != "":
 		c.byDefault = action
+	case c.byDefault == "":
+		c.byDefault = Deny
+		c.complain("consul's default for intentions cannot be read: calls that nothing allows are denied, until the ACL token has the rule, "+
+			"or defaultAuthorization of a Mesh document says otherwise", "rule", needAgent)
 	}
 	c.loaded[queryAgent] = true
 	c.changed()

@@ -25,8 +25,9 @@ type fakeConsul struct {
 	index     uint64
 	answers   map[string]any // by path; those that are not there are answered with an empty list
 	leader    bool
-	streaming bool // /v1/health/service and connect do not name a leader
-	status    int  // 0: all is well
+	streaming bool     // blocking queries of /v1/health/service and connect are answered from a stream, which names no leader
+	status    int      // 0: all is well
+	acl       *fakeACL // nil: there are no ACLs
 	served    map[string]int
 	open      int
 	most      int
@@ -38,6 +39,7 @@ func newFake(t *testing.T) *fakeConsul {
 	f := &fakeConsul{index: 100, leader: true, streaming: true, answers: map[string]any{}, served: map[string]int{},
 		next: make(chan struct{}), count: make(chan struct{})}
 	f.answers["/v1/catalog/services"] = map[string][]string{"consul": {}}
+	f.answers["/v1/agent/self"] = agentAllows
 	f.Server = httptest.NewServer(http.HandlerFunc(f.serve))
 	t.Cleanup(func() { f.CloseClientConnections(); f.Close() })
 	return f
@@ -84,11 +86,15 @@ func (f *fakeConsul) serve(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Consul-LastContact", "0")
 	h.Set("X-Consul-KnownLeader", fmt.Sprint(f.leader))
 	h.Set("X-Consul-Query-Backend", "blocking-query")
-	if f.streaming && (strings.HasPrefix(r.URL.Path, "/v1/health/service/") || strings.HasPrefix(r.URL.Path, "/v1/health/connect/")) {
+	streamed := f.streaming && r.URL.Query().Get("index") != "" && (strings.HasPrefix(r.URL.Path, "/v1/health/service/") || strings.HasPrefix(r.URL.Path, "/v1/health/connect/"))
+	if streamed {
 		h.Set("X-Consul-KnownLeader", "false")
 		h.Set("X-Consul-Query-Backend", "streaming")
 	}
 	a, ok := f.answers[r.URL.Path]
+	if f.acl != nil && f.acl.answers(w, r, streamed) {
+		return
+	}
 	if !ok {
 		a = []any{}
 	}
@@ -116,6 +122,9 @@ func (f *fakeConsul) await(t *testing.T, path string, n int) {
 
 type object = map[string]any
 
+// agentAllows is the configuration of an agent whose intentions allow by default.
+var agentAllows = object{"DebugConfig": object{"DefaultIntentionPolicy": "allow"}}
+
 // service puts a service with one instance into the fake, to be called within set.
 func (f *fakeConsul) service(name string, change ...func(service object)) {
 	list := maps.Clone(f.answers["/v1/catalog/services"].(map[string][]string))
@@ -141,7 +150,7 @@ func (f *fakeConsul) sidecar(name, id string) {
 
 // clear takes everything out.
 func (f *fakeConsul) clear() {
-	f.answers = map[string]any{"/v1/catalog/services": map[string][]string{}}
+	f.answers = map[string]any{"/v1/catalog/services": map[string][]string{}, "/v1/agent/self": agentAllows}
 }
 
 func entry(service object, status string) object {

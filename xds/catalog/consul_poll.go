@@ -225,7 +225,7 @@ func (c *Consul) isActive(q *query) bool {
 // followChecks watches the state of all checks, which tells at once of what service something must be polled.
 func (c *Consul) followChecks() {
 	seed := maphash.MakeSeed()
-	c.follow("checks", func(o *api.QueryOptions) (*api.QueryMeta, answer, error) {
+	c.follow("checks", needServices, func(o *api.QueryOptions) (*api.QueryMeta, answer, error) {
 		list, meta, err := c.client.Health().State(api.HealthAny, o)
 		return meta, answer{take: func() {
 			now := map[string]uint64{}

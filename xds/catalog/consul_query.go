@@ -32,6 +32,7 @@ const (
 type query struct {
 	name string
 	ctx  context.Context
+	need string // the ACL rule without which it is refused, or answered in part
 	// service is whose instances are asked for, "" where it is another question.
 	service string
 	ask     func(*api.QueryOptions) (*api.QueryMeta, answer, error)
@@ -59,14 +60,13 @@ type answer struct {
 // queryError is what is wrong with a query.
 type queryError struct {
 	text string
-	down bool // it is Consul that fails, rather than this question
+	down bool   // it is Consul that fails, rather than this question
+	need string // the ACL rule that is missing
 }
 
-var errNoLeader = errors.New("the cluster has no leader, the answer cannot be trusted")
-
 // follow repeats a blocking query until Run's context ends.
-func (c *Consul) follow(name string, ask func(*api.QueryOptions) (*api.QueryMeta, answer, error)) {
-	q := &query{name: name, ctx: c.ctx, ask: ask}
+func (c *Consul) follow(name, need string, ask func(*api.QueryOptions) (*api.QueryMeta, answer, error)) {
+	q := &query{name: name, need: need, ctx: c.ctx, ask: ask}
 	c.wg.Go(func() {
 		for q.ctx.Err() == nil {
 			pause(q.ctx, c.step(q, true))
@@ -83,22 +83,15 @@ func (c *Consul) step(q *query, block bool) time.Duration {
 	if block && q.index > 0 && q.lost == nil {
 		o.WaitIndex, o.WaitTime, limit = q.index, waitTime, blockTime
 	}
-	ctx, cancel := context.WithTimeout(q.ctx, limit)
-	meta, a, err := q.ask(o.WithContext(ctx))
-	cancel()
+	meta, a, err := c.answer(q, o, limit)
 	if q.ctx.Err() != nil {
 		return 0
-	}
-	// Without a leader a server answers from what it happens to have. Streamed answers never name a leader: their
-	// view has none to name, and is told apart by its backend.
-	if err == nil && !meta.KnownLeader && meta.QueryBackend != api.QueryBackendStreaming {
-		err = errNoLeader
 	}
 	if err != nil {
 		// What was read stays in force. The index is forgotten: the next answer may come from another cluster state.
 		q.index, q.doubted, q.lost = 0, true, nil
 		q.failures++
-		c.failed(q.name, err, q.failures)
+		c.failed(q.name, q.need, err, q.failures)
 		return backoff(c.opt.Retry, q.failures)
 	}
 	q.failures = 0
@@ -114,7 +107,6 @@ func (c *Consul) step(q *query, block bool) time.Duration {
 		q.settled = begin
 		return between
 	}
-	slices.Sort(a.entries)
 	if wait := c.doubts(q, a.entries); wait > 0 {
 		return wait
 	}
@@ -127,6 +119,33 @@ func (c *Consul) step(q *query, block bool) time.Duration {
 		c.changed()
 	}
 	return between
+}
+
+// answer asks, and judges what comes. Its entries are sorted.
+func (c *Consul) answer(q *query, o *api.QueryOptions, limit time.Duration) (*api.QueryMeta, answer, error) {
+	once := func(o *api.QueryOptions, limit time.Duration) (*api.QueryMeta, answer, error) {
+		ctx, cancel := context.WithTimeout(q.ctx, limit)
+		defer cancel()
+		named := c.named.Load()
+		meta, a, err := q.ask(o.WithContext(ctx))
+		if err != nil {
+			return meta, a, err
+		}
+		slices.Sort(a.entries)
+		return meta, a, c.judge(ctx, meta, named, missing(q.held, a.entries) != nil)
+	}
+	meta, a, err := once(o, limit)
+	if errors.Is(err, errUnnamed) {
+		meta, a, err = once(o, limit)
+	}
+	if errors.Is(err, errStreamed) && o.WaitIndex > 0 {
+		// The same without the stream. The index stays the stream's: what has changed since is asked for next.
+		index := meta.LastIndex
+		if meta, a, err = once(&api.QueryOptions{}, askTime); err == nil {
+			meta.LastIndex = index
+		}
+	}
+	return meta, a, err
 }
 
 // doubts says how long to wait before an answer is asked for again, 0 where it is believed. Consul restarts with an
@@ -183,12 +202,15 @@ func (c *Consul) distrust() {
 	c.distrusted = time.Now()
 }
 
-func (c *Consul) failed(query string, err error, failures int) {
+func (c *Consul) failed(query, need string, err error, failures int) {
 	e := queryError{text: err.Error(), down: isDown(err)}
+	if errors.Is(err, errFiltered) {
+		e.need = need
+	}
 	if s, ok := errors.AsType[api.StatusError](err); ok {
 		e.text = fmt.Sprintf("answered %d: %s", s.Code, strings.TrimSpace(s.Body))
 		if s.Code == http.StatusForbidden {
-			e.text += " (the ACL token needs service:read, node:read, intentions:read, agent:read and operator:read or mesh:read)"
+			e.need = need
 		}
 	}
 	if len(e.text) > 500 {
@@ -197,7 +219,7 @@ func (c *Consul) failed(query string, err error, failures int) {
 	e.text = strings.ReplaceAll(e.text, "\n", " ")
 	c.mu.Lock()
 	_, known := c.errs[query]
-	several := c.failing(e.down)
+	several := c.failing(e)
 	c.errs[query] = e
 	c.status.LastError = query + ": " + e.text
 	if e.down && failures <= maxRetryFactor { // one that fails forever does not make the others slow forever
@@ -205,7 +227,11 @@ func (c *Consul) failed(query string, err error, failures int) {
 	}
 	c.mu.Unlock()
 	if !known && !several || failures == maxRetryFactor { // one line, not one per service
-		c.log.Error("consul cannot be read, what was read last stays in force", "query", query, "error", e.text)
+		args := []any{"query", query, "error", e.text}
+		if e.need != "" {
+			args = append(args, "missing_acl_rule", e.need)
+		}
+		c.log.Error("consul cannot be read, what was read last stays in force", args...)
 	}
 }
 
@@ -215,14 +241,14 @@ func isDown(err error) bool {
 		return s.Code >= 500
 	}
 	_, transport := errors.AsType[*url.Error](err)
-	return transport || errors.Is(err, errNoLeader)
+	return transport || errors.Is(err, errNoLeader) || errors.Is(err, errStale)
 }
 
 func (c *Consul) recovered(query string) {
 	c.mu.Lock()
 	e, failed := c.errs[query]
 	c.forget(query)
-	again := failed && !c.failing(e.down)
+	again := failed && !c.failing(e)
 	c.status.Connected = true
 	c.mu.Unlock()
 	if again {
@@ -230,10 +256,11 @@ func (c *Consul) recovered(query string) {
 	}
 }
 
-// failing says that a query fails because Consul does, or because it is refused. The caller holds the lock.
-func (c *Consul) failing(down bool) bool {
+// failing says that a query fails for the same reason: because Consul does, or for want of the same rule. The caller holds
+// the lock.
+func (c *Consul) failing(like queryError) bool {
 	for _, e := range c.errs {
-		if e.down == down {
+		if e.down == like.down && e.need == like.need {
 			return true
 		}
 	}

@@ -54,7 +54,7 @@ func (c *Consul) list(services map[string][]string, index uint64) {
 }
 
 func (c *Consul) askInstances(name string, v *consulService) {
-	c.poll.add(&query{name: "service " + name, service: name, ctx: v.ctx,
+	c.poll.add(&query{name: "service " + name, need: needServices, service: name, ctx: v.ctx,
 		// Proxies are read by the service that they stand before.
 		active: func() bool { return v.typical },
 		ask: func(o *api.QueryOptions) (*api.QueryMeta, answer, error) {
@@ -71,7 +71,7 @@ func (c *Consul) askInstances(name string, v *consulService) {
 }
 
 func (c *Consul) askSidecars(name string, v *consulService) {
-	c.poll.add(&query{name: "sidecars of " + name, service: name, ctx: v.ctx,
+	c.poll.add(&query{name: "sidecars of " + name, need: needServices, service: name, ctx: v.ctx,
 		active: func() bool { return len(v.sidecars) > 0 },
 		ask: func(o *api.QueryOptions) (*api.QueryMeta, answer, error) {
 			list, meta, err := c.client.Health().Connect(name, "", false, o)

@@ -195,8 +195,8 @@ func TestDefaultIntention(t *testing.T) {
 	}{
 		"intentions count first": {object{"DebugConfig": object{"DefaultIntentionPolicy": "deny", "ACLResolverSettings": object{"ACLDefaultPolicy": "allow"}}}, Deny},
 		"then ACLs":              {object{"DebugConfig": object{"DefaultIntentionPolicy": "", "ACLResolverSettings": object{"ACLDefaultPolicy": "allow"}}}, Allow},
-		"an unknown word":        {object{"DebugConfig": object{"DefaultIntentionPolicy": "perhaps"}}, ""},
-		"not readable":           {[]any{}, ""},
+		"an unknown word":        {object{"DebugConfig": object{"DefaultIntentionPolicy": "perhaps"}}, Deny},
+		"not readable":           {[]any{}, Deny},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFake(t)
