@@ -1,7 +1,6 @@
 package hpack
 
 import (
-	"encoding/binary"
 	"unsafe"
 
 	"sallyport/sidecar/message"
@@ -33,20 +32,6 @@ var nameClass = func() (t [256]class) {
 	return t
 }()
 
-// nameChar marks the bytes of a token (RFC 9110 §5.6.2) without capitals (RFC 9113 §8.2.1).
-var nameChar = func() (t [256]bool) {
-	for c := 'a'; c <= 'z'; c++ {
-		t[c] = true
-	}
-	for c := '0'; c <= '9'; c++ {
-		t[c] = true
-	}
-	for _, c := range []byte("!#$%&'*+-.^_`|~") {
-		t[c] = true
-	}
-	return t
-}()
-
 // classOfName is the class of a name that came as a literal.
 func classOfName(known message.Name, name []byte) class {
 	if known != message.Unknown {
@@ -58,10 +43,8 @@ func classOfName(known message.Name, name []byte) class {
 	if name[0] == ':' {
 		return pseudo | unknownPseudo
 	}
-	for _, c := range name {
-		if !nameChar[c] {
-			return forbidden
-		}
+	if !message.IsLowerName(name) { // §8.2.1
+		return forbidden
 	}
 	return 0
 }
@@ -74,39 +57,10 @@ func classOfValue(known message.Name, value []byte) class {
 	return 0
 }
 
-const (
-	ones  = 0x0101010101010101
-	highs = 0x8080808080808080
-)
-
 // validValue is RFC 9113 §8.2.1, and of RFC 9110 §5.5 that control characters
 // other than HTAB are as dangerous as the three that §8.2.1 names.
 func validValue(p []byte) bool {
-	if len(p) == 0 {
-		return true
-	}
-	if blank(p[0]) || blank(p[len(p)-1]) {
-		return false
-	}
-	i := 0
-	for ; i+8 <= len(p); i += 8 {
-		// Marks bytes below 0x20 and equal to 0x7f; HTAB is for the loop below to see.
-		x := binary.LittleEndian.Uint64(p[i:])
-		del := x ^ ones*0x7f
-		if ((x-ones*0x20)&^x|(del-ones)&^del)&highs != 0 && !validBytes(p[i:i+8]) {
-			return false
-		}
-	}
-	return validBytes(p[i:])
-}
-
-func validBytes(p []byte) bool {
-	for _, c := range p {
-		if c < 0x20 && c != '\t' || c == 0x7f {
-			return false
-		}
-	}
-	return true
+	return len(p) == 0 || !blank(p[0]) && !blank(p[len(p)-1]) && message.ValueEnd(p) == len(p)
 }
 
 func blank(c byte) bool { return c == ' ' || c == '\t' }

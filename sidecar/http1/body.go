@@ -1,5 +1,7 @@
 package http1
 
+import "sallyport/sidecar/message"
+
 // bodyKind is how the end of a message is found (RFC 9112 §6.3).
 type bodyKind uint8
 
@@ -72,18 +74,18 @@ func (b *body) chunked(p []byte, limit int) (n int, data []byte, last bool, err 
 		c := p[n]
 		switch b.state {
 		case chunkStart:
-			d := hexDigit[c]
-			if d == 0 {
+			d, ok := message.HexDigit(c)
+			if !ok {
 				return n, nil, false, errChunkSize
 			}
-			b.left, b.line, b.state = int64(d-1), 1, chunkSize
+			b.left, b.line, b.state = int64(d), 1, chunkSize
 		case chunkSize:
-			if d := hexDigit[c]; d != 0 {
+			if d, ok := message.HexDigit(c); ok {
 				// Leading zeros count too: 15 digits are 2^60.
 				if b.line++; b.line > 15 {
 					return n, nil, false, errChunkHuge
 				}
-				b.left = b.left<<4 | int64(d-1)
+				b.left = b.left<<4 | int64(d)
 				break
 			}
 			switch c {
@@ -103,7 +105,7 @@ func (b *body) chunked(p []byte, limit int) (n int, data []byte, last bool, err 
 				return n, nil, false, err
 			}
 			switch {
-			case lowerToken[c] != 0:
+			case message.LowerToken(c) != 0:
 				b.state = chunkExt
 			case c != ' ' && c != '\t':
 				return n, nil, false, errChunkExt

@@ -89,7 +89,7 @@ func headRoom(h *message.Head) int { return h.Size() + 4*h.Len() + 192 }
 // something else (RFC 9110 §5.5): a Head may come from HPACK or configuration.
 func appendField(f []byte, h *message.Head, i int) ([]byte, bool) {
 	name, value := h.At(i)
-	if h.NameAt(i) == message.Unknown && !isLowerName(name) || valueEnd(value) != len(value) {
+	if h.NameAt(i) == message.Unknown && !message.IsLowerName(name) || message.ValueEnd(value) != len(value) {
 		return f, false
 	}
 	f = append(f, name...)
@@ -131,19 +131,6 @@ func appendFields(f []byte, h *message.Head, r fieldRules) ([]byte, bool) {
 	return f, true
 }
 
-// contentLength reads the length that a Head announces; ok is false where it
-// is not one decimal number. -1: none is announced.
-func contentLength(h *message.Head) (n int64, ok bool) {
-	v := h.Get(message.ContentLength)
-	if v == nil {
-		return -1, true
-	}
-	if n = decimal(v); n < 0 || h.Count("content-length") != 1 {
-		return 0, false
-	}
-	return n, true
-}
-
 // requestHead writes a request head and sets w up for its content. upgrade
 // says that the request asks to leave HTTP: CONNECT, or an Upgrade. Nothing
 // is written where ok is false.
@@ -152,17 +139,17 @@ func (w *writer) requestHead(b *buffer.Buffer, h *message.Head, end bool) (upgra
 	if authority == nil {
 		authority = h.Get(message.Host)
 	}
-	length, lengthOK := contentLength(h)
-	if !isToken(method) || !validAuthority(authority, false) || !lengthOK || h.Has(message.Protocol) {
+	length, lengthOK := h.ContentLength()
+	if !message.IsToken(method) || !message.ValidAuthority(authority, false) || !lengthOK || h.Has(message.Protocol) {
 		return false, false
 	}
 	connect := string(method) == "CONNECT"
 	if connect {
-		if !validAuthority(authority, true) || h.Has(message.Path) {
+		if !message.ValidAuthority(authority, true) || h.Has(message.Path) {
 			return false, false
 		}
 		path = authority
-	} else if targetEnd(path) != len(path) || len(path) == 0 || path[0] != '/' && !(string(path) == "*" && string(method) == "OPTIONS") {
+	} else if message.TargetEnd(path) != len(path) || len(path) == 0 || path[0] != '/' && !(string(path) == "*" && string(method) == "OPTIONS") {
 		return false, false
 	}
 	asks := !connect && h.Has(message.Upgrade) && !end
@@ -236,7 +223,7 @@ type exchange struct {
 // is written where it answers false. It sets x.close where the framing needs it.
 func (w *writer) responseHead(b *buffer.Buffer, h *message.Head, end bool, x *exchange) bool {
 	code := h.StatusCode()
-	length, ok := contentLength(h)
+	length, ok := h.ContentLength()
 	if code < 100 || !ok {
 		return false
 	}

@@ -143,7 +143,7 @@ func (d *reader) field(p []byte) (n int, end bool, err *Error) {
 	var low [64]byte
 	i := 0
 	for ; i < len(p) && i < len(low); i++ {
-		c := lowerToken[p[i]]
+		c := message.LowerToken(p[i])
 		if c == 0 {
 			break
 		}
@@ -175,7 +175,7 @@ func (d *reader) field(p []byte) (n int, end bool, err *Error) {
 	for i < len(p) && (p[i] == ' ' || p[i] == '\t') {
 		i++
 	}
-	j := i + valueEnd(p[i:])
+	j := i + message.ValueEnd(p[i:])
 	if j == len(p) {
 		return 0, false, nil
 	}
@@ -208,7 +208,7 @@ func (d *reader) field(p []byte) (n int, end bool, err *Error) {
 func (d *reader) longName(p []byte) []byte {
 	d.long = d.long[:0]
 	for _, c := range p {
-		c = lowerToken[c]
+		c = message.LowerToken(c)
 		if c == 0 {
 			break
 		}
@@ -277,7 +277,7 @@ func (d *reader) add(n message.Name, name, value []byte) *Error {
 			return errHosts
 		}
 		d.flags |= sawHost
-		if !validAuthority(value, false) {
+		if !message.ValidAuthority(value, false) {
 			return errHost
 		}
 		if d.form == originForm || d.form == asteriskForm {
@@ -287,7 +287,7 @@ func (d *reader) add(n message.Name, name, value []byte) *Error {
 		if d.length >= 0 {
 			return errLengths
 		}
-		if d.length = decimal(value); d.length < 0 {
+		if d.length = message.Decimal(value); d.length < 0 {
 			return errLength
 		}
 		d.head.AddName(n, value)
@@ -296,7 +296,7 @@ func (d *reader) add(n message.Name, name, value []byte) *Error {
 			return errCodings
 		}
 		d.flags |= sawCoding
-		if !equalFold(value, "chunked") {
+		if !message.EqualFold(value, "chunked") {
 			return errCoding
 		}
 	case message.Connection:
@@ -304,8 +304,8 @@ func (d *reader) add(n message.Name, name, value []byte) *Error {
 	case message.TE:
 		for len(value) > 0 {
 			var e []byte
-			e, value = nextElement(value)
-			if equalFold(e, "trailers") && d.flags&sawTrailersTE == 0 {
+			e, value = message.CutElement(value)
+			if message.EqualFold(e, "trailers") && d.flags&sawTrailersTE == 0 {
 				d.flags |= sawTrailersTE
 				d.head.AddNameString(n, "trailers")
 			}
@@ -313,8 +313,8 @@ func (d *reader) add(n message.Name, name, value []byte) *Error {
 	case message.Upgrade:
 		for rest := value; len(rest) > 0; {
 			var e []byte
-			e, rest = nextElement(rest)
-			if equalFold(e, "h2c") {
+			e, rest = message.CutElement(rest)
+			if message.EqualFold(e, "h2c") {
 				d.flags |= sawH2C
 			}
 		}
@@ -322,8 +322,8 @@ func (d *reader) add(n message.Name, name, value []byte) *Error {
 	case message.Trailer:
 		for rest := value; len(rest) > 0; {
 			var e []byte
-			e, rest = nextElement(rest)
-			if equalFold(e, "content-length") || equalFold(e, "transfer-encoding") || equalFold(e, "trailer") || equalFold(e, "host") {
+			e, rest = message.CutElement(rest)
+			if message.EqualFold(e, "content-length") || message.EqualFold(e, "transfer-encoding") || message.EqualFold(e, "trailer") || message.EqualFold(e, "host") {
 				return errTrailer
 			}
 		}
@@ -339,24 +339,24 @@ func (d *reader) connection(value []byte) *Error {
 	options := 0
 	for rest := value; len(rest) > 0; {
 		var e []byte
-		e, rest = nextElement(rest)
+		e, rest = message.CutElement(rest)
 		if len(e) == 0 {
 			continue // RFC 9110 §5.6.1.2: empty elements are ignored
 		}
-		if options++; options > maxConnectionOptions || !isToken(e) {
+		if options++; options > maxConnectionOptions || !message.IsToken(e) {
 			return errConnOptions
 		}
 		switch {
-		case equalFold(e, "close"):
+		case message.EqualFold(e, "close"):
 			d.flags |= sawClose
-		case equalFold(e, "keep-alive"):
+		case message.EqualFold(e, "keep-alive"):
 			d.flags |= sawKeepAlive
-		case equalFold(e, "upgrade"):
+		case message.EqualFold(e, "upgrade"):
 			d.flags |= sawUpgradeOption
-		case equalFold(e, "te"), equalFold(e, "transfer-encoding"), equalFold(e, "proxy-connection"),
-			equalFold(e, "http2-settings"), equalFold(e, "connection"):
+		case message.EqualFold(e, "te"), message.EqualFold(e, "transfer-encoding"), message.EqualFold(e, "proxy-connection"),
+			message.EqualFold(e, "http2-settings"), message.EqualFold(e, "connection"):
 			// Of one hop anyway.
-		case equalFold(e, "host"), equalFold(e, "content-length"), equalFold(e, "expect"):
+		case message.EqualFold(e, "host"), message.EqualFold(e, "content-length"), message.EqualFold(e, "expect"):
 			return errConnNominate
 		default:
 			if d.flags&sawNominated == 0 {
@@ -382,7 +382,7 @@ func (d *reader) dropNominated() {
 	for d.head.Has(message.Connection) {
 		e := d.head.Get(message.Connection)
 		for i, c := range e {
-			low[i] = lowerToken[c]
+			low[i] = message.LowerToken(c)
 		}
 		at := 0
 		for d.head.NameAt(at) != message.Connection {

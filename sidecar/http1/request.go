@@ -51,7 +51,7 @@ func (d *reader) requestLine(p []byte) (n int, err *Error) {
 		return 2, nil
 	}
 	i := 0
-	for i < len(p) && lowerToken[p[i]] != 0 {
+	for i < len(p) && message.LowerToken(p[i]) != 0 {
 		i++
 	}
 	if i > maxMethod {
@@ -71,7 +71,7 @@ func (d *reader) requestLine(p []byte) (n int, err *Error) {
 		return 0, errMethodName
 	}
 	i++
-	j := i + targetEnd(p[i:])
+	j := i + message.TargetEnd(p[i:])
 	if j == len(p) {
 		return 0, nil
 	}
@@ -138,7 +138,7 @@ func (d *reader) checkTarget(method, target []byte) *Error {
 	if string(method) == "CONNECT" {
 		// §3.2.3: authority-form is for CONNECT, which has no other; the port is required.
 		d.form = authorityForm
-		if !validAuthority(target, true) {
+		if !message.ValidAuthority(target, true) {
 			return errTargetForm
 		}
 		return nil
@@ -146,7 +146,7 @@ func (d *reader) checkTarget(method, target []byte) *Error {
 	switch target[0] {
 	case '/':
 		d.form = originForm
-		if !validEscapes(target) {
+		if !message.ValidEscapes(target) {
 			return errEscape
 		}
 		return nil
@@ -166,9 +166,9 @@ func (d *reader) checkTarget(method, target []byte) *Error {
 		return errScheme
 	case !ok:
 		return errTargetForm
-	case !validAuthority(authority, false):
+	case !message.ValidAuthority(authority, false):
 		return errAuthority
-	case !validEscapes(path):
+	case !message.ValidEscapes(path):
 		return errEscape
 	case d.noAbsolute:
 		return errAbsolute
@@ -180,9 +180,9 @@ func (d *reader) checkTarget(method, target []byte) *Error {
 func splitAbsolute(target []byte) (authority, path []byte, ok bool) {
 	n := 0
 	switch {
-	case len(target) > 7 && equalFold(target[:7], "http://"):
+	case len(target) > 7 && message.EqualFold(target[:7], "http://"):
 		n = 7
-	case len(target) > 8 && equalFold(target[:8], "https://"):
+	case len(target) > 8 && message.EqualFold(target[:8], "https://"):
 		n = 8
 	default:
 		return nil, nil, false
@@ -202,7 +202,7 @@ func hasScheme(target []byte) bool {
 		if c == ':' {
 			return i > 0 && len(target) > i+2 && target[i+1] == '/' && target[i+2] == '/'
 		}
-		if lowerToken[c] == 0 {
+		if message.LowerToken(c) == 0 {
 			break
 		}
 	}

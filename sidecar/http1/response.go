@@ -25,7 +25,7 @@ func (d *reader) statusLine(p []byte) (n int, err *Error) {
 	if p[i] != ' ' && p[i] != '\r' {
 		return 0, errStatusLine
 	}
-	j := i + valueEnd(p[i:])
+	j := i + message.ValueEnd(p[i:])
 	if j == len(p) {
 		return 0, nil
 	}

@@ -148,36 +148,3 @@ func (c *Conn) onTrailers(s *Stream, end bool) *ConnError {
 
 // isPseudo says whether n is a pseudo-header field. They are first in a head, the codec sees to that.
 func isPseudo(n message.Name) bool { return n != message.Unknown && n <= message.Status }
-
-// contentLength parses content-length: one decimal number, or the same several
-// times (RFC 9110 §8.6), of which one is left. It is -1 where there is none.
-func contentLength(h *message.Head) (n int64, ok bool) {
-	v := h.Get(message.ContentLength)
-	if v == nil {
-		return -1, true
-	}
-	if len(v) == 0 || len(v) > 18 {
-		return 0, false
-	}
-	for _, c := range v {
-		if c < '0' || c > '9' {
-			return 0, false
-		}
-		n = n*10 + int64(c-'0')
-	}
-	several := false
-	for i := range h.Len() {
-		if h.NameAt(i) != message.ContentLength {
-			continue
-		}
-		if _, o := h.At(i); string(o) != string(v) {
-			return 0, false
-		} else if &o[0] != &v[0] {
-			several = true
-		}
-	}
-	if several {
-		h.SetName(message.ContentLength, v)
-	}
-	return n, true
-}

@@ -5,8 +5,6 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"math/rand/v2"
-	"net/netip"
-	"unsafe"
 
 	"sallyport/sidecar/hpack"
 	"sallyport/sidecar/message"
@@ -58,18 +56,18 @@ func (c *Conn) refused(status int) {
 // request checks what a request must have (§8.3.1), beyond what holds for each
 // field, and brings it into the form that HTTP/1 has.
 func (s *Stream) request(h *message.Head, end bool) bool {
-	if h.Has(message.Status) || !isToken(h.Get(message.Method)) || !oneAuthority(h) {
+	if h.Has(message.Status) || !message.IsToken(h.Get(message.Method)) || !oneAuthority(h) {
 		return false
 	}
 	connect := h.Is(message.Method, "CONNECT")
 	switch {
 	case connect && h.Has(message.Protocol): // RFC 8441 §4
-		if !s.c.o.AllowConnect || !h.Has(message.Authority) || !validScheme(h) || !validPath(h) || !isToken(h.Get(message.Protocol)) {
+		if !s.c.o.AllowConnect || !h.Has(message.Authority) || !validScheme(h) || !validPath(h) || !message.IsToken(h.Get(message.Protocol)) {
 			return false
 		}
 		s.fromExtendedConnect(h)
 	case connect: // §8.5
-		if h.Has(message.Path) || h.Has(message.Scheme) || !h.Has(message.Authority) {
+		if h.Has(message.Path) || h.Has(message.Scheme) || !message.ValidAuthority(h.Get(message.Authority), true) {
 			return false
 		}
 		s.tunnel = true
@@ -77,7 +75,7 @@ func (s *Stream) request(h *message.Head, end bool) bool {
 		return false
 	}
 	var ok bool
-	s.length, ok = contentLength(h)
+	s.length, ok = h.ContentLength()
 	if !ok || end && s.length > 0 {
 		return false
 	}
@@ -122,42 +120,7 @@ func oneAuthority(h *message.Head) bool {
 		}
 		h.RemoveName(message.Host)
 	}
-	return !h.Has(message.Authority) || validAuthority(h.Get(message.Authority))
-}
-
-// validAuthority checks uri-host [ ":" port ] (RFC 9110 §7.2), as the HTTP/1
-// codec does: no userinfo (RFC 9113 §8.3.1), no empty host, no comma, no percent-encoding.
-func validAuthority(p []byte) bool {
-	i := 0
-	if len(p) > 0 && p[0] == '[' {
-		if i = bytes.IndexByte(p, ']'); i < 0 {
-			return false
-		}
-		// The string is a view that ParseAddr does not keep.
-		a, err := netip.ParseAddr(unsafe.String(&p[1], i-1))
-		if err != nil || !a.Is6() || a.Zone() != "" {
-			return false
-		}
-		i++
-	} else {
-		for i < len(p) && hostChar[p[i]] {
-			i++
-		}
-		if i == 0 {
-			return false
-		}
-	}
-	if i == len(p) {
-		return true
-	}
-	port := 0
-	for _, c := range p[i+1:] {
-		if c < '0' || c > '9' || port > 65535 {
-			return false
-		}
-		port = port*10 + int(c-'0')
-	}
-	return p[i] == ':' && port <= 65535 && len(p)-i <= 6
+	return !h.Has(message.Authority) || message.ValidAuthority(h.Get(message.Authority), false)
 }
 
 // validScheme: a proxy for HTTP takes no other scheme (§8.3.1).
@@ -165,28 +128,9 @@ func validScheme(h *message.Head) bool {
 	return h.Is(message.Scheme, "https") || h.Is(message.Scheme, "http")
 }
 
-// validPath is path-absolute with a query, or "*" for OPTIONS (§8.3.1): visible
-// ASCII without "#", and each "%" of the path followed by two hexadecimal
-// digits, as the HTTP/1 codec wants it.
+// validPath is :path (§8.3.1).
 func validPath(h *message.Head) bool {
-	p := h.Get(message.Path)
-	if len(p) == 0 || p[0] != '/' {
-		return string(p) == "*" && h.Is(message.Method, "OPTIONS")
-	}
-	query := false
-	for i, c := range p {
-		switch {
-		case c <= ' ' || c >= 0x7f || c == '#':
-			return false
-		case c == '?':
-			query = true
-		case c == '%' && !query:
-			if i+2 >= len(p) || !hexDigit[p[i+1]] || !hexDigit[p[i+2]] {
-				return false
-			}
-		}
-	}
-	return true
+	return message.ValidPath(h.Get(message.Path), h.Get(message.Method))
 }
 
 // joinCookies puts crumbs together (§8.2.3), so that what comes next gets one field.
@@ -211,24 +155,3 @@ func joinCookies(h *message.Head, scratch *[]byte) {
 		*scratch = v[:0]
 	}
 }
-
-// isToken is RFC 9110 §5.6.2.
-func isToken(p []byte) bool {
-	for _, c := range p {
-		if !tokenChar[c] {
-			return false
-		}
-	}
-	return len(p) > 0
-}
-
-var tokenChar, hostChar, hexDigit = func() (token, host, hex [256]bool) {
-	for c := range 256 {
-		b := byte(c)
-		alphanumeric := '0' <= b && b <= '9' || 'a' <= b|0x20 && b|0x20 <= 'z'
-		token[c] = alphanumeric || b != 0 && bytes.IndexByte([]byte("!#$%&'*+-.^_`|~"), b) >= 0
-		host[c] = alphanumeric || b != 0 && bytes.IndexByte([]byte("-._~!$&'()*+;="), b) >= 0
-		hex[c] = '0' <= b && b <= '9' || 'a' <= b|0x20 && b|0x20 <= 'f'
-	}
-	return token, host, hex
-}()

@@ -56,6 +56,7 @@ func TestRequests(t *testing.T) {
 		{"CONNECT", ":method=CONNECT :authority=h:1", "[:method=CONNECT :authority=h:1]."},
 		{"CONNECT with a path", ":method=CONNECT :authority=h:1 :path=/", ""},
 		{"CONNECT without authority", ":method=CONNECT", ""},
+		{"CONNECT without a port", ":method=CONNECT :authority=h", ""},
 		{":protocol that was not offered", ":method=CONNECT :protocol=websocket :scheme=https :authority=h :path=/", ""},
 		{":protocol without CONNECT", line + ":protocol=websocket", ""},
 		{"content-length of an empty request", line + "content-length=5", ""},

@@ -12,7 +12,7 @@ func (c *Conn) onResponse(s *Stream, end bool) *ConnError {
 	if status < 100 || status > 999 || h.Has(message.Method) || h.Has(message.Path) || h.Has(message.Authority) || h.Has(message.Scheme) || h.Has(message.Protocol) {
 		return c.streamError(s, ProtocolError) // §8.3.2
 	}
-	length, ok := contentLength(h)
+	length, ok := h.ContentLength()
 	if !ok {
 		return c.streamError(s, ProtocolError)
 	}

@@ -2,7 +2,7 @@ package listener
 
 import (
 	"sallyport/sidecar/conn"
-	"sallyport/sidecar/http1"
+	"sallyport/sidecar/message"
 )
 
 // maxInspect bounds what inspection waits for: a ClientHello fits in a record.
@@ -198,7 +198,7 @@ func (l *requestLine) fits(c byte, before []byte, originOnly bool) bool {
 			return l.size > 0
 		}
 		l.size++
-		return l.size <= maxMethod && http1.IsTokenByte(c)
+		return l.size <= maxMethod && message.IsTokenByte(c)
 	case partTarget:
 		switch {
 		case c == '/' || c == '*': // origin-form and asterisk-form
