@@ -104,8 +104,34 @@ func (b *Buffer) AppendString(s string) {
 	b.b = append(b.b, s...)
 }
 
+// Tail returns an empty slice behind what waits, for a caller that appends to
+// it piece by piece and then calls SetTail. n is how much will probably be
+// appended: more is right too, and costs a copy. The Buffer must not be changed
+// in between.
+func (b *Buffer) Tail(n int) []byte {
+	b.grow(n)
+	return b.b[len(b.b):]
+}
+
+// SetTail makes what was appended to Tail's slice part of the buffer, also where
+// append has moved it. An empty tail gives memory back that is not needed.
+func (b *Buffer) SetTail(tail []byte) {
+	n := len(b.b)
+	switch {
+	case len(tail) == 0:
+		if b.Len() == 0 {
+			b.Release()
+		}
+	case n < cap(b.b) && &tail[0] == &b.b[:n+1][n]:
+		b.b = b.b[:n+len(tail)]
+	default:
+		b.Append(tail)
+	}
+}
+
 // Free returns room for at least n bytes behind what waits; Extend makes
-// written bytes part of the buffer.
+// written bytes part of the buffer. For content of a known length; what is
+// built piece by piece needs no bound with Tail.
 func (b *Buffer) Free(n int) []byte {
 	b.grow(n)
 	return b.b[len(b.b):cap(b.b)]

@@ -3,6 +3,7 @@ package buffer
 import (
 	"bytes"
 	"math/rand/v2"
+	"strings"
 	"testing"
 )
 
@@ -15,10 +16,15 @@ func TestBufferAgainstModel(t *testing.T) {
 	for i := range 20000 {
 		if r.IntN(2) == 0 {
 			chunk := bytes.Repeat([]byte{byte(i)}, r.IntN(3000))
-			if r.IntN(4) == 0 {
+			switch r.IntN(4) {
+			case 0:
 				n := copy(b.Free(len(chunk)), chunk)
 				b.Extend(n)
-			} else {
+			case 1: // appended in two pieces, with a wrong guess of how much it will be
+				tail := b.Tail(r.IntN(2 * (len(chunk) + 1)))
+				half := len(chunk) / 2
+				b.SetTail(append(append(tail, chunk[:half]...), chunk[half:]...))
+			default:
 				b.Append(chunk)
 			}
 			model = append(model, chunk...)
@@ -34,6 +40,40 @@ func TestBufferAgainstModel(t *testing.T) {
 	b.Release()
 	if b.b != nil {
 		t.Error("an empty buffer holds memory")
+	}
+}
+
+func TestATailMayBecomeLongerThanItsRoom(t *testing.T) {
+	var p Pool
+	for before := range 3 {
+		for _, n := range []int{0, 1, 4095, 4096, 4097, 1 << 20, 3 << 20} {
+			b := New(&p)
+			want := strings.Repeat("a", before*4095)
+			b.AppendString(want)
+			tail := b.Tail(1)
+			for range n {
+				tail = append(tail, 'b')
+			}
+			b.SetTail(tail)
+			if want += strings.Repeat("b", n); string(b.Bytes()) != want {
+				t.Errorf("%d bytes behind %d: %d bytes are there", n, before*4095, b.Len())
+			}
+			b.Release()
+		}
+	}
+}
+
+func TestATailThatIsNotUsedHoldsNoMemory(t *testing.T) {
+	var p Pool
+	b := New(&p)
+	b.SetTail(b.Tail(100)[:0])
+	if b.b != nil {
+		t.Error("memory is held")
+	}
+	b.AppendString("hello")
+	b.SetTail(b.Tail(100)[:0])
+	if string(b.Bytes()) != "hello" {
+		t.Errorf("%q is left", b.Bytes())
 	}
 }
 

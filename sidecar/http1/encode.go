@@ -35,12 +35,12 @@ func (w *writer) data(b *buffer.Buffer, p []byte, end bool) bool {
 		b.Append(p)
 	case frameChunked:
 		if len(p) > 0 {
-			f := b.Free(len(p) + 24)[:0]
+			f := b.Tail(len(p) + 24)
 			f = strconv.AppendUint(f, uint64(len(p)), 16)
 			f = append(f, '\r', '\n')
 			f = append(f, p...)
 			f = append(f, '\r', '\n')
-			b.Extend(len(f))
+			b.SetTail(f)
 		}
 		if end {
 			b.AppendString("0\r\n\r\n")
@@ -57,7 +57,7 @@ func (w *writer) trailers(b *buffer.Buffer, h *message.Head, enabled bool) bool 
 	if w.framing != frameChunked || !enabled {
 		return w.data(b, nil, true)
 	}
-	f := b.Free(headRoom(h))[:0]
+	f := b.Tail(headRoom(h))
 	f = append(f, "0\r\n"...)
 	for i := range h.Len() {
 		switch n := h.NameAt(i); {
@@ -66,11 +66,11 @@ func (w *writer) trailers(b *buffer.Buffer, h *message.Head, enabled bool) bool 
 		}
 		var ok bool
 		if f, ok = appendField(f, h, i); !ok {
+			b.SetTail(f[:0])
 			return false
 		}
 	}
-	f = append(f, '\r', '\n')
-	b.Extend(len(f))
+	b.SetTail(append(f, '\r', '\n'))
 	return true
 }
 
@@ -82,7 +82,7 @@ var own = [256]bool{
 	message.ProxyConnection: true, message.TransferEncoding: true,
 }
 
-// headRoom is an upper bound of what h takes on the wire.
+// headRoom is about what h takes on the wire. CONNECT has its authority twice, and takes more.
 func headRoom(h *message.Head) int { return h.Size() + 4*h.Len() + 192 }
 
 // appendField writes one field; false where a name or value could be read as
@@ -181,7 +181,7 @@ func (w *writer) requestHead(b *buffer.Buffer, h *message.Head, end bool) (upgra
 		w.framing, chunked = frameChunked, true
 	}
 
-	f := b.Free(headRoom(h))[:0]
+	f := b.Tail(headRoom(h))
 	f = append(f, method...)
 	f = append(f, ' ')
 	f = append(f, path...)
@@ -189,6 +189,7 @@ func (w *writer) requestHead(b *buffer.Buffer, h *message.Head, end bool) (upgra
 	f = append(f, authority...)
 	f = append(f, '\r', '\n')
 	if f, ok = appendFields(f, h, rules); !ok {
+		b.SetTail(f[:0])
 		return false, false
 	}
 	te := h.Is(message.TE, "trailers")
@@ -206,8 +207,7 @@ func (w *writer) requestHead(b *buffer.Buffer, h *message.Head, end bool) (upgra
 	if chunked {
 		f = append(f, "transfer-encoding: chunked\r\n"...)
 	}
-	f = append(f, '\r', '\n')
-	b.Extend(len(f))
+	b.SetTail(append(f, '\r', '\n'))
 	return connect || asks, true
 }
 
@@ -267,13 +267,14 @@ func (w *writer) responseHead(b *buffer.Buffer, h *message.Head, end bool, x *ex
 		rules.upgrade = true
 	}
 
-	f := b.Free(headRoom(h))[:0]
+	f := b.Tail(headRoom(h))
 	f = append(f, "HTTP/1.1 "...)
 	f = append(f, h.Get(message.Status)...)
 	f = append(f, ' ')
 	f = append(f, reason(code)...)
 	f = append(f, '\r', '\n')
 	if f, ok = appendFields(f, h, rules); !ok {
+		b.SetTail(f[:0])
 		return false
 	}
 	if zero {
@@ -291,8 +292,7 @@ func (w *writer) responseHead(b *buffer.Buffer, h *message.Head, end bool, x *ex
 	case x.http10 && x.keepAlive10:
 		f = append(f, "connection: keep-alive\r\n"...)
 	}
-	f = append(f, '\r', '\n')
-	b.Extend(len(f))
+	b.SetTail(append(f, '\r', '\n'))
 	return true
 }
 

@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 
@@ -217,17 +218,66 @@ func TestEveryByteThatIsSentInAValueIsChecked(t *testing.T) {
 	}
 }
 
-func TestHeadRoomIsEnough(t *testing.T) {
-	// A head of a hundred short fields must not outgrow what was asked of the
-	// Buffer: appending would then go to memory that is not the Buffer's.
-	var fields []string
+// TestWhatIsSentMayHaveAnyLength writes messages of every kind whose parts are as long as a block of
+// memory, a little less and more, behind output that fills a block nearly: what room was guessed must not matter.
+func TestWhatIsSentMayHaveAnyLength(t *testing.T) {
+	var many []string
 	for range 2000 {
-		fields = append(fields, "a", "")
+		many = append(many, "a", "")
 	}
+	fields := strings.Repeat("a: \r\n", 2000)
+	request := func(p *caller, h *message.Head) string { p.s.Head(h, false); return p.out.take() }
+	respond := func(out *sink, f func(s *ServerStream)) string {
+		p := &peer{tape: &tape{t: t}, out: out}
+		p.c = NewServer(out, trailersOn, p)
+		if _, err := p.feed("GET / HTTP/1.1\r\nHost: h\r\n\r\n", 1000); err != nil {
+			t.Fatal(err)
+		}
+		f(p.s)
+		return out.take()
+	}
+	for _, n := range []int{1, 1300, 2000, 3900, 4000, 4096, 4200, 20000, 70000} {
+		long := strings.Repeat("x", n)
+		for _, before := range []int{0, 1, 3000, 4095, 4096} {
+			ahead := strings.Repeat("-", before)
+			start := func() *sink {
+				out := newSink()
+				out.b.AppendString(ahead)
+				return out
+			}
+			client := func() *caller {
+				p := newCaller(t, trailersOn)
+				p.out.b.AppendString(ahead)
+				return p
+			}
+			for _, c := range []struct{ name, got, want string }{
+				{"CONNECT", request(client(), head(":method", "CONNECT", ":authority", long+":1")),
+					"CONNECT " + long + ":1 HTTP/1.1\r\nhost: " + long + ":1\r\n\r\n"},
+				{"a path", request(client(), head(":method", "GET", ":authority", "h", ":path", "/"+long, "te", "trailers", "upgrade", "x")),
+					"GET /" + long + " HTTP/1.1\r\nhost: h\r\nte: trailers\r\nupgrade: x\r\nconnection: upgrade, te\r\n\r\n"},
+				{"many short fields", request(client(), head(append([]string{":method", "POST", ":authority", "h", ":path", "/", "te", "trailers", "upgrade", "x"}, many...)...)),
+					"POST / HTTP/1.1\r\nhost: h\r\nte: trailers\r\nupgrade: x\r\n" + fields + "connection: upgrade, te\r\n\r\n"},
+				{"a response's field", respond(start(), func(s *ServerStream) { s.Head(head(":status", "200", "a", long), true) }),
+					"HTTP/1.1 200 OK\r\na: " + long + "\r\ncontent-length: 0\r\n\r\n"},
+				{"chunks and trailers", respond(start(), func(s *ServerStream) {
+					s.Head(head(":status", "200"), false)
+					s.Data([]byte(long), false)
+					s.Trailers(head(append([]string{"a", long}, many...)...))
+				}), "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + strconv.FormatInt(int64(n), 16) + "\r\n" + long + "\r\n0\r\na: " + long + "\r\n" + fields + "\r\n"},
+			} {
+				if c.got != ahead+c.want {
+					t.Errorf("%s of %d bytes behind %d: %d bytes were sent, want %d", c.name, n, before, len(c.got), before+len(c.want))
+				}
+			}
+		}
+	}
+}
+
+// TestAHeadThatIsNotSentLeavesNothing in the Output.
+func TestAHeadThatIsNotSentLeavesNothing(t *testing.T) {
 	p := newCaller(t, nil)
-	p.s.Head(head(append([]string{":method", "POST", ":authority", "h", ":path", "/", "te", "trailers", "upgrade", "x"}, fields...)...), false)
-	want := "POST / HTTP/1.1\r\nhost: h\r\nte: trailers\r\nupgrade: x\r\n" + strings.Repeat("a: \r\n", 2000) + "connection: upgrade, te\r\n\r\n"
-	if got := p.out.take(); got != want {
-		t.Errorf("got %d bytes, want %d", len(got), len(want))
+	p.s.Head(head(":method", "GET", ":authority", "h", ":path", "/", "a", strings.Repeat("x", 5000), "b", "\n"), false)
+	if p.reset != message.LocalReset || p.out.b.Len() != 0 {
+		t.Errorf("reset %v, %d bytes wait", p.reset, p.out.b.Len())
 	}
 }

@@ -305,7 +305,7 @@ func (c *ServerConn) refuse(status int) int {
 	b := c.out.Buffer()
 	text := reason(status)
 	fields := c.owner.RefusalFields(nil)
-	f := b.Free(160 + len(text)*2 + len(fields))[:0]
+	f := b.Tail(160 + len(text)*2 + len(fields))
 	f = append(f, "HTTP/1.1 "...)
 	f = strconv.AppendInt(f, int64(status), 10)
 	f = append(f, ' ')
@@ -315,8 +315,7 @@ func (c *ServerConn) refuse(status int) int {
 	f = append(f, "\r\ncontent-type: text/plain\r\n"...)
 	f = append(f, fields...)
 	f = append(f, "connection: close\r\n\r\n"...)
-	f = append(f, text...)
-	b.Extend(len(f))
+	b.SetTail(append(f, text...))
 	c.answered, c.sent = true, true
 	c.out.Flush()
 	return len(text)
