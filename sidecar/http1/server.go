@@ -17,7 +17,8 @@ type Owner interface {
 	// bytes it kept, after the call that this one came from has returned.
 	MessageDone()
 	// Resumed asks the owner to feed the bytes it kept again, likewise
-	// later: a Resume followed a Pause, or an upgrade was accepted.
+	// later: a Resume followed a Pause, an upgrade was accepted, or the
+	// Output has room for another response.
 	Resumed()
 	// SendEOF is called when a tunnel's sending side ended: the owner
 	// shuts down writing once the Output is empty.
@@ -42,7 +43,7 @@ const (
 
 // ServerConn is the server side of one connection: one exchange at a time. A
 // pipelined request is not looked at before the response to the one before it
-// was handed to the Output wholly; its bytes stay with the caller.
+// was handed to the Output wholly and the Output has room; its bytes stay with the caller.
 //
 // A Head that a Receiver is given may be taken by exchange: *own, *h = *h, *own.
 type ServerConn struct {
@@ -68,6 +69,7 @@ type ServerConn struct {
 	sent     bool // the response is complete
 	sentEOF  bool // of a tunnel
 	wasFull  bool
+	choked   bool // no request is begun: the Output is full
 	feeding  bool
 	draining bool
 	aborted  bool
@@ -112,6 +114,12 @@ func (c *ServerConn) feed(p []byte) (n int, err *Error) {
 				return n, nil
 			}
 			if c.reader == nil {
+				// A client that does not read its responses gets no more of them: what
+				// the Output holds is bounded by its mark and one response, however
+				// many requests are pipelined.
+				if c.choked = c.out.Full(); c.choked {
+					return n, nil
+				}
 				c.reader = newReader(request, c.limits, c.o.Underscores)
 				c.reader.requestRules = requestRules{c.o.AllowCustomMethods, c.o.AllowHTTP10, c.o.ForbidAbsoluteURL, c.o.DefaultHost, c.scheme()}
 			}
@@ -340,6 +348,10 @@ func (c *ServerConn) Closed(r message.Reason) { c.fail(r) }
 
 // Writable says that the Output has room again.
 func (c *ServerConn) Writable() {
+	if c.choked {
+		c.choked = false
+		c.owner.Resumed()
+	}
 	if c.wasFull && c.r != nil && !c.sent {
 		c.wasFull = false
 		c.r.Drained()
@@ -358,10 +370,12 @@ func (c *ServerConn) ShouldClose() bool { return c.phase == serverClosed }
 func (c *ServerConn) Aborted() bool { return c.aborted }
 
 // Blocked says that bytes that Feed left wait for something other than more
-// bytes: Resume, the end of the response, or the answer to an upgrade. The
-// caller stops reading until Resumed or MessageDone.
+// bytes: Resume, the end of the response, the answer to an upgrade, or room in
+// the Output. The caller stops reading until Resumed or MessageDone.
 func (c *ServerConn) Blocked() bool {
 	switch c.phase {
+	case serverHead:
+		return c.choked
 	case serverDone, serverAsked:
 		return true
 	case serverBody, serverTrailers, serverTunnel:

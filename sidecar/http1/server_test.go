@@ -384,3 +384,51 @@ func TestBlockedTellsWaitingForBytesFromWaitingForOthers(t *testing.T) {
 	p.s.Head(head(":status", "101", "upgrade", "websocket"), false)
 	step("x", false)
 }
+
+func TestNoRequestIsBegunWhileTheOutputIsFull(t *testing.T) {
+	p := newPeer(t, nil)
+	answer := func() { p.s.Head(head(":status", "204"), true) }
+	p.feed(getA, 1000)
+	p.out.full = true
+	answer()
+	rest, err := p.feed(getB, 1000)
+	if rest != getB || err != nil || p.streams != 1 || !p.c.Blocked() || !p.c.Idle() {
+		t.Fatalf("%q is left, %v, %d streams, blocked %v", rest, err, p.streams, p.c.Blocked())
+	}
+	resumes := p.resumes
+	p.out.full = false
+	p.c.Writable()
+	if p.resumes != resumes+1 || p.c.Blocked() {
+		t.Fatalf("resumed %d times, blocked %v", p.resumes-resumes, p.c.Blocked())
+	}
+	if rest, err := p.feed(getB, 1000); rest != "" || err != nil || p.streams != 2 {
+		t.Errorf("%q is left, %v, %d streams", rest, err, p.streams)
+	}
+	// A head that was begun is read to its end: there is nothing more to hold it back from.
+	answer()
+	line := strings.Index(getA, "Host")
+	p.feed(getA[:line], 1000)
+	p.out.full = true
+	if rest, err := p.feed(getA[line:], 1000); rest != "" || err != nil || p.streams != 3 {
+		t.Errorf("%q is left, %v, %d streams", rest, err, p.streams)
+	}
+}
+
+func TestInformationalResponsesAreNotPiledUp(t *testing.T) {
+	p := newPeer(t, nil)
+	p.feed(getA, 1000)
+	hints := head(":status", "103", "link", "</a>")
+	p.s.Head(hints, false)
+	if got := p.out.take(); got != "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" {
+		t.Errorf("sent %q", got)
+	}
+	p.out.full = true
+	p.s.Head(hints, false)
+	if got := p.out.take(); got != "" {
+		t.Errorf("%q was sent to a client that does not read", got)
+	}
+	p.s.Head(head(":status", "204"), true) // the final one is never left out
+	if got := p.out.take(); got != "HTTP/1.1 204 No Content\r\n\r\n" {
+		t.Errorf("sent %q", got)
+	}
+}

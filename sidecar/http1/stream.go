@@ -28,8 +28,10 @@ func (s *ServerStream) Head(h *message.Head, end bool) {
 		return
 	}
 	code := h.StatusCode()
-	if code/100 == 1 && code != 101 && c.x.http10 && !end {
-		return // RFC 9110 §15.2: not to an HTTP/1.0 client
+	if code/100 == 1 && code != 101 && !end && (c.x.http10 || c.out.Full()) {
+		// RFC 9110 §15.2: not to an HTTP/1.0 client. A client that does not
+		// read has no use for one either, and an upstream may send many.
+		return
 	}
 	x := c.x
 	// The refusal of a CONNECT ends the connection: what the client sent

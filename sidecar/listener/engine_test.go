@@ -33,6 +33,8 @@ type engine struct {
 	chain    *Chain
 	cfg      *Config
 	tls      ServerTLS // of the listener; nil: plaintext
+
+	bufferLimit int // per_connection_buffer_limit_bytes
 }
 
 // newEngine starts a worker that is stopped with the test.
@@ -45,10 +47,16 @@ func newEngine(t testing.TB) *engine {
 	done := make(chan struct{})
 	go func() { w.Run(); close(done) }()
 	t.Cleanup(func() { w.Stop(); <-done })
+	return newEngineOn(t, w)
+}
+
+// newEngineOn is newEngine for a worker that the caller runs, or steps by hand.
+func newEngineOn(t testing.TB, w *loop.Worker) *engine {
+	t.Helper()
 	m := metric.NewRegistry(1)
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	clusters := upstream.NewRegistry([]*loop.Worker{w}, m, log)
-	e := &engine{t: t, worker: w, clusters: clusters, metrics: m, server: NewServer([]*loop.Worker{w}, clusters, m, log)}
+	e := &engine{t: t, bufferLimit: 1 << 20, worker: w, clusters: clusters, metrics: m, server: NewServer([]*loop.Worker{w}, clusters, m, log)}
 	breakers := upstream.Breakers{Connections: 1024, Pending: 1024, Requests: 1024, Retries: 3}
 	e.cluster = &upstream.Config{Name: "backend", StatName: "backend", Hash: 1, ConnectTimeout: time.Second, BufferLimit: 1 << 20, IdleTimeout: time.Hour,
 		PanicThreshold: 50, Breakers: [2]upstream.Breakers{breakers, breakers}}
@@ -73,7 +81,7 @@ func (e *engine) serve() string {
 		e.manager.Routes = route.NewHandle("r", e.table(&route.Forward{Timeout: 15 * time.Second, IdleTimeout: -1, NotFoundStatus: 503}))
 	}
 	e.chain = &Chain{Name: "c", Key: "c", HTTP: e.manager, TLS: e.tls}
-	e.cfg = &Config{Name: "l", StatPrefix: "l", Hash: 1, Bind: true, BufferLimit: 1 << 20, Addresses: []conn.Address{conn.TCP(netip.MustParseAddrPort("127.0.0.1:0"))},
+	e.cfg = &Config{Name: "l", StatPrefix: "l", Hash: 1, Bind: true, BufferLimit: e.bufferLimit, Addresses: []conn.Address{conn.TCP(netip.MustParseAddrPort("127.0.0.1:0"))},
 		Chains: []*Chain{e.chain}}
 	if err := e.server.Apply(e.cfg); err != nil {
 		e.t.Fatal(err)
