@@ -113,6 +113,7 @@ type Conn struct {
 	eofPending bool // EOF was read, the handler does not know yet
 	eof        bool // the handler knows
 	fresh      bool // kept must be presented though nothing arrived
+	yielded    bool // nothing is presented before the next turn
 	pumping    bool
 	wantShut   bool // shut down the writing half when all is sent
 	shut       bool
@@ -303,6 +304,16 @@ func (c *Conn) ResumeRead() {
 	if c.paused--; c.paused == 0 {
 		c.fresh = true
 		c.again()
+	}
+}
+
+// Yield ends what a handler does for this connection in this turn of the loop.
+// What it did not consume is presented again in the next turn, before anything
+// else is read. It is called from within Data.
+func (c *Conn) Yield() {
+	if !c.yielded {
+		c.yielded, c.fresh = true, true
+		c.w.Later((*yielder)(c))
 	}
 }
 

@@ -59,6 +59,16 @@ func (t *turner) Turn() {
 	c.pump()
 }
 
+// yielder is a Conn whose handler yielded. It is not the turner, which may be due
+// in the very turn that the handler had enough of.
+type yielder Conn
+
+func (y *yielder) Turn() {
+	c := (*Conn)(y)
+	c.yielded = false
+	c.pump()
+}
+
 // takesInput says that bytes have somewhere to go.
 func (c *Conn) takesInput() bool {
 	switch {
@@ -71,7 +81,7 @@ func (c *Conn) takesInput() bool {
 	case c.sec != nil && c.sec.clogged():
 		return false
 	}
-	return c.paused == 0 && c.open && c.h != nil && !c.splices().blocked()
+	return c.paused == 0 && !c.yielded && c.open && c.h != nil && !c.splices().blocked()
 }
 
 // pump moves input to the handler: first what waits here, in the order in
@@ -220,12 +230,12 @@ func (c *Conn) present(p []byte) {
 			c.sec.feed(p)
 			return
 		}
-		if n == 0 && len(p) > int(c.high) && c.paused == 0 {
+		if n == 0 && len(p) > int(c.high) && c.paused == 0 && !c.yielded {
 			c.close(ErrReadLimit)
 			return
 		}
 		// A new handler gets the rest at once; the old one has seen it.
-		if c.h == h || c.paused > 0 {
+		if c.h == h || c.paused > 0 || c.yielded {
 			break
 		}
 		c.fresh = false
@@ -248,11 +258,11 @@ func (c *Conn) presentKept() {
 			c.kept.Release()
 			return
 		}
-		if n == 0 && c.kept.Len() > int(c.high) && c.paused == 0 {
+		if n == 0 && c.kept.Len() > int(c.high) && c.paused == 0 && !c.yielded {
 			c.close(ErrReadLimit)
 			return
 		}
-		if c.h == h || c.paused > 0 {
+		if c.h == h || c.paused > 0 || c.yielded {
 			return
 		}
 		c.fresh = false

@@ -222,7 +222,7 @@ func (s *secure) open() {
 	c := s.c
 	plain := c.e.plain
 	used := 0
-	for !c.closed && !c.lingering && c.paused == 0 && !s.ended && !s.clogged() {
+	for !c.closed && !c.lingering && c.paused == 0 && !c.yielded && !s.ended && !s.clogged() {
 		if s.raw != nil && !wholeRecord(s.raw.Bytes()) {
 			break
 		}

@@ -37,6 +37,8 @@ type ClientConn struct {
 	// OnSendEOF is called when a tunnel's sending side ended: the caller
 	// shuts down writing once the Output is empty.
 	OnSendEOF func()
+	// Turn bounds what Feed does in a turn of the loop.
+	Turn message.Turn
 
 	out    Output
 	o      *Options
@@ -90,7 +92,8 @@ func (c *ClientConn) Open(r message.Receiver) *ClientStream {
 func (c *ClientConn) Reusable() bool { return c.phase == clientIdle }
 
 // Feed takes bytes from the peer and says how many it consumed; those it did
-// not must be the beginning of what the next Feed gets. An error is an *Error:
+// not must be the beginning of what the next Feed gets: they belong to a line that
+// is not complete, or wait for Resume or for the next turn (see Turn). An error is an *Error:
 // the stream was reset, and the caller closes. Feed must not be called from
 // within a callback.
 func (c *ClientConn) Feed(p []byte) (n int, err error) {
@@ -131,9 +134,10 @@ func (c *ClientConn) feed(p []byte) (n int, err *Error) {
 				return n, err
 			}
 		case clientBody, clientTunnel:
-			if n == len(p) || c.paused > 0 {
+			if n == len(p) || c.paused > 0 || c.Turn.Over() {
 				return n, nil
 			}
+			c.Turn.Spend(message.PieceCost)
 			k, data, last, err := c.body.next(p[n:], c.limits.piece)
 			n += k
 			if err != nil {

@@ -361,3 +361,23 @@ func TestMisuseOfAStreamEndsIt(t *testing.T) {
 		}
 	}
 }
+
+func TestAClientReadsAsMuchAsATurnAllows(t *testing.T) {
+	p := newCaller(t, nil)
+	p.s.Head(requestOf("GET"), true)
+	p.c.Turn.Limit = 10
+	pieces := 0
+	p.onData = func([]byte, bool) { pieces++ }
+	rest := "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + strings.Repeat("1\r\na\r\n", 100) + "0\r\n\r\n"
+	for rest != "" {
+		before := pieces
+		p.c.Turn.Begin()
+		var err error
+		if rest, err = p.feed(rest, len(rest)); err != nil || pieces-before > 10 || pieces == before && rest != "" {
+			t.Fatalf("%d pieces in a turn, %v", pieces-before, err)
+		}
+	}
+	if want := `200{}"` + strings.Repeat("a", 100) + `".`; p.text() != want || !p.c.Reusable() {
+		t.Errorf("got %s", p.text())
+	}
+}

@@ -49,6 +49,8 @@ const (
 type ServerConn struct {
 	// Scheme is :scheme of the requests, where it is not that of Options.
 	Scheme string
+	// Turn bounds what Feed does in a turn of the loop.
+	Turn message.Turn
 
 	out    Output
 	o      *Options
@@ -87,8 +89,8 @@ func NewServer(out Output, o *Options, owner Owner) *ServerConn {
 
 // Feed takes bytes from the peer and says how many it consumed. Those it did
 // not consume must be the beginning of what the next Feed gets: they belong to
-// a line that is not complete, or wait for Resume, for the response to be sent or
-// for an upgrade to be answered. It stops after each exchange: call it again
+// a line that is not complete, or wait for Resume, for the response to be sent,
+// for an upgrade to be answered, or for the next turn (see Turn). It stops after each exchange: call it again
 // as long as it consumes. An error is an *Error: the caller may answer with
 // Refuse, and closes. Feed must not be called from within a callback.
 func (c *ServerConn) Feed(p []byte) (n int, err error) {
@@ -110,7 +112,7 @@ func (c *ServerConn) feed(p []byte) (n int, err *Error) {
 	for c.epoch == epoch {
 		switch c.phase {
 		case serverHead:
-			if n == len(p) {
+			if n == len(p) || c.Turn.Over() {
 				return n, nil
 			}
 			if c.reader == nil {
@@ -128,13 +130,15 @@ func (c *ServerConn) feed(p []byte) (n int, err *Error) {
 			if err != nil || !done {
 				return n, err
 			}
+			c.Turn.Spend(message.HeadCost)
 			if err := c.begin(); err != nil {
 				return n, err
 			}
 		case serverBody, serverTunnel:
-			if n == len(p) || c.paused > 0 {
+			if n == len(p) || c.paused > 0 || c.Turn.Over() {
 				return n, nil
 			}
+			c.Turn.Spend(message.PieceCost)
 			k, data, last, err := c.body.next(p[n:], c.limits.piece)
 			n += k
 			if err != nil {

@@ -432,3 +432,44 @@ func TestInformationalResponsesAreNotPiledUp(t *testing.T) {
 		t.Errorf("sent %q", got)
 	}
 }
+
+// TestFeedDoesAsMuchAsATurnAllows: what is left is read in the next turn, and nothing is lost.
+func TestFeedDoesAsMuchAsATurnAllows(t *testing.T) {
+	const requests = 20
+	p := newPeer(t, nil)
+	p.c.Turn.Limit = 3 * message.HeadCost
+	p.onEnd = func() { p.s.Head(head(":status", "204"), true) }
+	rest := strings.Repeat(getA, requests)
+	for turns := 0; rest != ""; turns++ {
+		before := p.streams
+		p.c.Turn.Begin()
+		var err error
+		if rest, err = p.feed(rest, len(rest)); err != nil || p.streams-before > 3 || p.streams == before {
+			t.Fatalf("turn %d: %d requests, %v", turns, p.streams-before, err)
+		}
+		if rest != "" && !p.c.Turn.Over() {
+			t.Fatal("something is left, and the turn is not over")
+		}
+	}
+	if p.streams != requests {
+		t.Errorf("%d requests of %d", p.streams, requests)
+	}
+
+	// Content in small pieces.
+	p = newPeer(t, nil)
+	p.c.Turn.Limit = 10
+	pieces := 0
+	p.onData = func([]byte, bool) { pieces++ }
+	rest = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + strings.Repeat("1\r\na\r\n", 100) + "0\r\n\r\n"
+	for rest != "" {
+		before := pieces
+		p.c.Turn.Begin()
+		var err error
+		if rest, err = p.feed(rest, len(rest)); err != nil || pieces-before > 10 {
+			t.Fatalf("%d pieces in a turn, %v", pieces-before, err)
+		}
+	}
+	if want := `POST h /{}"` + strings.Repeat("a", 100) + `".`; p.text() != want {
+		t.Errorf("got %s", p.text())
+	}
+}

@@ -29,6 +29,8 @@ type Conn struct {
 	// OnRefused is called on a server for a request that came to no Acceptor, with the
 	// status that says why: 400 malformed, 431 head too large, 503 too many streams.
 	OnRefused func(status int)
+	// Turn bounds what Feed does in a turn of the loop.
+	Turn message.Turn
 
 	out      Output
 	o        Options
@@ -144,7 +146,7 @@ func (c *Conn) Start() {
 }
 
 // Feed takes bytes from the peer and says how many it consumed; the rest, the
-// beginning of a frame, must stand at the beginning of what the next Feed
+// beginning of a frame or what waits for the next turn (see Turn), must stand at the beginning of what the next Feed
 // gets. An error ends the connection: GOAWAY is in the Output, and the caller
 // calls Closed, sends what is there, and closes. Feed is not called from
 // within an event of the same connection.
@@ -187,13 +189,14 @@ func (c *Conn) feed(p []byte) (int, *ConnError) {
 			}
 			continue
 		}
-		if len(p)-n < frameHeaderLen {
+		if len(p)-n < frameHeaderLen || c.Turn.Over() {
 			return n, nil
 		}
 		h := parseHeader(p[n:])
 		if err := c.check(&h); err != nil {
 			return n, err
 		}
+		c.Turn.Spend(message.PieceCost)
 		if h.kind == frameData { // its payload is passed on as it comes
 			need := frameHeaderLen
 			if h.has(flagPadded) && h.length > 0 {

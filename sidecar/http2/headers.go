@@ -104,6 +104,7 @@ func (c *Conn) onContinuation(h *header, p []byte) *ConnError {
 // onBlock takes a complete header block. It is decoded in any case, since it
 // changes the table that both sides share (§4.3).
 func (c *Conn) onBlock(id uint32, p []byte, end bool) *ConnError {
+	c.Turn.Spend(message.HeadCost)
 	c.head.Reset()
 	err := c.dec.Decode(p, &c.head)
 	if err != nil && err != hpack.ErrLimit && err != hpack.ErrField {

@@ -376,3 +376,52 @@ func TestIdentifiersAreFound(t *testing.T) {
 		t.Error(table.n, len(model))
 	}
 }
+
+// TestFeedDoesAsMuchAsATurnAllows: what is left is read in the next turn, and nothing is lost.
+func TestFeedDoesAsMuchAsATurnAllows(t *testing.T) {
+	const requests = 60
+	s := newServer(t, nil)
+	s.c.Turn.Limit = 5*message.HeadCost + 5
+	block := string(s.fields(":method=GET", ":scheme=https", ":authority=h.example", ":path=/"))
+	block2 := string(s.fields(":method=GET", ":scheme=https", ":authority=h.example", ":path=/"))
+	var all []byte
+	for i := range uint32(requests) {
+		if i > 0 {
+			block = block2
+		}
+		all = raw(all, frameHeaders, flagEndHeaders, 1+2*i, block)
+	}
+	for i := range uint32(requests) {
+		for range 20 {
+			all = raw(all, frameData, 0, 1+2*i, "x")
+		}
+		all = raw(all, frameData, flagEndStream, 1+2*i, "")
+	}
+	s.in.Write(all)
+	s.setup = func(r *tape) { r.onEnd = func() { r.s.Head(head(":status=204"), true) } }
+	for turns := 0; s.in.Len()+len(s.rest) > 0; turns++ {
+		heads, left := len(s.tapes), s.in.Len()+len(s.rest)
+		s.c.Turn.Begin()
+		s.send()
+		switch {
+		case s.err != nil:
+			t.Fatal(s.err)
+		case len(s.tapes)-heads > 5:
+			t.Fatalf("turn %d: %d requests", turns, len(s.tapes)-heads)
+		case left-len(s.rest) > 5*(frameHeaderLen+len(block))+46*(frameHeaderLen+1)+100:
+			t.Fatalf("turn %d: %d bytes were read", turns, left-len(s.rest))
+		case len(s.rest) == left:
+			t.Fatalf("turn %d: nothing was read", turns)
+		case len(s.rest) > 0 && !s.c.Turn.Over():
+			t.Fatal("something is left, and the turn is not over")
+		}
+	}
+	if len(s.tapes) != requests {
+		t.Errorf("%d requests of %d", len(s.tapes), requests)
+	}
+	for i, r := range s.tapes {
+		if want := `"` + strings.Repeat("x", 20) + `".`; !strings.HasSuffix(r.String(), want) {
+			t.Errorf("request %d is %s", i, r)
+		}
+	}
+}

@@ -71,6 +71,7 @@ func (h *httpServer) start1() {
 	if h.k.TLS != nil {
 		h.h1.Scheme = "https"
 	}
+	h.h1.Turn.Limit = message.TurnCost
 }
 
 func (h *httpServer) start2() {
@@ -78,6 +79,7 @@ func (h *httpServer) start2() {
 	h.http2 = true
 	h.h2 = http2.NewServer(h.k.conn, &h.k.chain.HTTP.HTTP2, (*acceptor2)(h))
 	h.h2.OnRefused = h.countRefused
+	h.h2.Turn.Limit = message.TurnCost
 	h.h2.Start()
 }
 
@@ -128,12 +130,16 @@ func (h *httpServer) Data(p []byte) int {
 		}
 	}
 	if h.h2 != nil {
+		h.h2.Turn.Begin()
 		n, err := h.h2.Feed(p)
 		if err != nil && !h.closing {
 			h.stats.Inc(stream.StatCxProtocolError)
 			h.h2.Closed(message.ProtocolError)
 			h.end()
 			return len(p)
+		}
+		if n < len(p) && h.h2.Turn.Over() {
+			h.k.conn.Yield()
 		}
 		return n
 	}
@@ -142,6 +148,7 @@ func (h *httpServer) Data(p []byte) int {
 
 func (h *httpServer) data1(p []byte) int {
 	n := 0
+	h.h1.Turn.Begin()
 	for {
 		k, err := h.h1.Feed(p[n:])
 		n += k
@@ -162,12 +169,16 @@ func (h *httpServer) data1(p []byte) int {
 			break
 		}
 	}
-	if n < len(p) && h.h1.Blocked() {
+	switch {
+	case n == len(p):
+	case h.h1.Blocked():
 		if !h.held {
 			h.held = true
 			h.k.conn.PauseRead()
 		}
-	} else if n < len(p) && h.active == 0 && h.k.chain.HTTP.RequestHeaders > 0 && !scheduled(h.head) {
+	case h.h1.Turn.Over():
+		h.k.conn.Yield()
+	case h.active == 0 && h.k.chain.HTTP.RequestHeaders > 0 && !scheduled(h.head):
 		h.schedule(&h.head, h.headTimeout, h.k.chain.HTTP.RequestHeaders)
 	}
 	return n

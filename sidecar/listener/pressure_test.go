@@ -2,7 +2,13 @@ package listener
 
 import (
 	"bytes"
+	"encoding/binary"
+	"strings"
 	"testing"
+
+	"sallyport/sidecar/hpack"
+	"sallyport/sidecar/message"
+	"sallyport/sidecar/stream"
 )
 
 const getRequest = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -45,4 +51,52 @@ func TestPipelinedRequestsThatAreNotReadHoldLittle(t *testing.T) {
 	if most < limit/2 {
 		t.Errorf("only %d bytes waited: the client read after all, and nothing was tested", most)
 	}
+}
+
+// TestATurnServesAFewRequestsOfAConnection: a client sends thousands at once, which the proxy answers
+// itself; in no turn of the loop are more begun than its share, and all are answered.
+func TestATurnServesAFewRequestsOfAConnection(t *testing.T) {
+	const requests = 2000
+	for name, raw := range map[string]string{
+		"HTTP/1": strings.Repeat(getRequest, requests),
+		"HTTP/2": getRequests2(requests),
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStepped(t)
+			s.direct(204, nil)
+			s.serve()
+			c := s.dial(0)
+			begun := func() int { return int(s.manager.Stats.Value(stream.StatRqTotal)) }
+			most, before := 0, 0
+			s.until("everything is answered", func() bool {
+				raw = raw[c.write(raw):]
+				c.read()
+				most, before = max(most, begun()-before), begun()
+				return before == requests
+			})
+			// A turn presents what was kept and reads four times.
+			if share := 5 * message.TurnCost / message.HeadCost; most > share {
+				t.Errorf("%d requests in a turn, the share is %d", most, share)
+			}
+			if c.gone {
+				t.Errorf("the proxy ended the connection: %v", c.err)
+			}
+		})
+	}
+}
+
+// getRequests2 is a connection's worth of GETs over HTTP/2.
+func getRequests2(n int) string {
+	enc := hpack.NewEncoder(4096)
+	b := []byte(preface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+	for i := range n {
+		block := enc.Begin(nil)
+		for _, f := range [][2]string{{":method", "GET"}, {":scheme", "http"}, {":path", "/"}, {":authority", "a"}} {
+			block = enc.Field(block, message.NameOf([]byte(f[0])), f[0], []byte(f[1]), false)
+		}
+		b = append(b, 0, 0, byte(len(block)), 1, 5)
+		b = binary.BigEndian.AppendUint32(b, uint32(2*i+1))
+		b = append(b, block...)
+	}
+	return string(b)
 }

@@ -63,7 +63,7 @@ type TurnEnder interface {
 	TurnEnd()
 }
 
-// Turner is called early in the next turn: see Worker.Again.
+// Turner is called after the events of a turn: see Worker.Again and Worker.Later.
 type Turner interface {
 	Turn()
 }
@@ -109,6 +109,7 @@ type Worker struct {
 	ended    int // how many of turnEnds were called
 	again    []Turner
 	againNow []Turner
+	later    []Turner // again, from the next turn on
 	locals   map[any]any
 	onStop   []func()
 
@@ -271,11 +272,18 @@ func (w *Worker) AtTurnEnd(t TurnEnder) {
 	w.turnEnds = append(w.turnEnds, t)
 }
 
-// Again has t.Turn called once in the next turn, which comes without a sleep:
-// for work that was capped, and for what must not run inside the caller.
+// Again has t.Turn called once, for what must not run inside the caller: behind
+// the events of this turn where the caller is one of them, else in the next turn,
+// which comes without a sleep.
 func (w *Worker) Again(t Turner) {
 	w.Owned()
 	w.again = append(w.again, t)
+}
+
+// Later is Again for work that was capped: it never runs in the turn that had enough of it.
+func (w *Worker) Later(t Turner) {
+	w.Owned()
+	w.later = append(w.later, t)
 }
 
 // Post has f called on the worker. Safe for concurrent use. Functions posted
@@ -362,7 +370,7 @@ func (w *Worker) Step(d time.Duration) { w.turn(d) }
 
 // busy says that there is work without any event.
 func (w *Worker) busy() bool {
-	return w.posted.Load() || w.ran < len(w.running) || len(w.again) > 0 || w.ended < len(w.turnEnds) || w.stopped.Load()
+	return w.posted.Load() || w.ran < len(w.running) || len(w.again) > 0 || len(w.later) > 0 || w.ended < len(w.turnEnds) || w.stopped.Load()
 }
 
 func (w *Worker) turn(limit time.Duration) {
@@ -375,6 +383,11 @@ func (w *Worker) turn(limit time.Duration) {
 		panic(fmt.Sprintf("worker %d: epoll_wait: %v", w.id, err))
 	}
 	w.tick()
+	if len(w.later) > 0 {
+		w.again = append(w.again, w.later...)
+		clear(w.later)
+		w.later = w.later[:0]
+	}
 	w.ready = max(n, 0)
 	w.work(phaseEvents, phases)
 }

@@ -182,6 +182,38 @@ func TestOrderOfATurn(t *testing.T) {
 	}
 }
 
+// eventFunc is a Handler.
+type eventFunc func()
+
+func (f eventFunc) Event(Events) { f() }
+
+// TestLaterIsNeverInTheSameTurn: what an event asks for with Again runs in its own turn, with Later in the next.
+func TestLaterIsNeverInTheSameTurn(t *testing.T) {
+	w, _ := newTestWorker(t)
+	fd, err := unix.Eventfd(1, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	var got string
+	if _, err := w.Add(fd, eventFunc(func() {
+		got += "event "
+		w.Later(turnFunc(func() {
+			got += "later "
+			w.Later(turnFunc(func() { got += "later still " }))
+		}))
+		w.Again(turnFunc(func() { got += "again " }))
+	}), In|Edge); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"event again ", "event again later ", "event again later later still "} {
+		w.Step(time.Hour) // which does not sleep
+		if got != want {
+			t.Fatalf("got %q, want %q", got, want)
+		}
+	}
+}
+
 func TestPostsAreCappedPerTurn(t *testing.T) {
 	w, _ := newTestWorker(t)
 	n := 0

@@ -96,6 +96,7 @@ func (c *Client) Connected() {
 		c.h2 = http2.NewClient(c.conn, &cfg.HTTP2)
 		c.h2.OnStreamClosed = c.streamClosed
 		c.h2.OnGoAway = c.retire
+		c.h2.Turn.Limit = message.TurnCost
 		p.shared = append(p.shared, c)
 		c.h2.Start()
 	} else {
@@ -104,6 +105,7 @@ func (c *Client) Connected() {
 		c.h1.OnExchangeDone = c.streamClosed
 		c.h1.OnResume = c.unhold
 		c.h1.OnSendEOF = c.conn.CloseWrite
+		c.h1.Turn.Limit = message.TurnCost
 	}
 	if o := cfg.Outlier; o != nil && o.SplitLocal {
 		p.host.ReportLocal(0) // as Envoy: with a split, reaching the host is a success of its own
@@ -248,14 +250,22 @@ func (c *Client) Data(p []byte) int {
 	}
 	var n int
 	var err error
+	var turn *message.Turn
 	if c.h2 != nil {
+		turn = &c.h2.Turn
+		turn.Begin()
 		n, err = c.h2.Feed(p)
 	} else {
+		turn = &c.h1.Turn
+		turn.Begin()
 		n, err = c.h1.Feed(p)
 		if n < len(p) && err == nil && c.h1.Blocked() && !c.held {
 			c.held = true
 			c.conn.PauseRead()
 		}
+	}
+	if n < len(p) && turn.Over() && !c.closed {
+		c.conn.Yield()
 	}
 	if err != nil && !c.closed {
 		c.pool.stats.Inc(StatCxProtocolError)
