@@ -40,7 +40,7 @@ type Handler interface {
 	// consumed. The rest is kept and presented again when more has arrived,
 	// after ResumeRead, or at once to the handler that a Start within Data
 	// has put in place. p is valid during the call only. A handler that
-	// consumes nothing of more than the limit loses the connection.
+	// consumes nothing of more than the limit loses the connection: see SetInputLimit.
 	Data(p []byte) int
 	// EOF says that the peer closed its writing half. Writing is still
 	// possible; when both halves are closed the connection closes itself.
@@ -95,6 +95,7 @@ type Conn struct {
 	sec  *secure       // nil while plain
 
 	high, low     int32
+	keep          int32 // unconsumed input, where that is more than high
 	paused        int32
 	lingered      int32
 	read, written uint64
@@ -179,7 +180,8 @@ func (c *Conn) TLS() *tls.ConnectionState {
 func (c *Conn) Closing() bool { return c.closed || c.lingering }
 
 // SetLimit sets the high mark, and half of it as the low one: above it Full
-// is true, and unconsumed input closes the connection. 0 is DefaultLimit.
+// is true, and unconsumed input closes the connection, unless SetInputLimit
+// allows more. A read is not much larger either. 0 is DefaultLimit.
 func (c *Conn) SetLimit(n int) {
 	if n <= 0 {
 		n = DefaultLimit
@@ -193,6 +195,11 @@ func (c *Conn) SetMarks(high, low int) {
 	high = min(high, math.MaxInt32)
 	c.high, c.low = int32(high), int32(min(low, high))
 }
+
+// SetInputLimit says how much input the handler may leave unconsumed: it is what
+// the handler's protocol needs to have at once, and may be more than the limit of
+// the output. Without it, or where it is less, that is the limit of both.
+func (c *Conn) SetInputLimit(n int) { c.keep = int32(min(n, math.MaxInt32)) }
 
 // SetHandshakeTimeout is for the next StartTLSServer; 0 is DefaultHandshakeTimeout. A connection that was dialed has
 // DialOptions.ConnectTimeout instead.

@@ -168,12 +168,20 @@ func (c *Conn) readFailed(errno syscall.Errno) {
 	}
 }
 
+// minRead is the least that is read at once: two records of TLS.
+const minRead = 2 * maxRecord
+
+// readSize bounds one read by the connection's limit. What was read has to be
+// kept, here or at the other side, when the handler pauses: a connection with a
+// small limit must not hold many times of it. Twice, since each read wakes both sides.
+func (c *Conn) readSize(most int) int { return min(most, max(2*int(c.high), minRead)) }
+
 func (c *Conn) readOnce() {
 	if p := c.splices().to; p != nil {
 		c.spliceOnce(p)
 		return
 	}
-	p := c.e.scratch[:ReadSize]
+	p := c.e.scratch[:c.readSize(ReadSize)]
 	if c.sec == nil {
 		if n, ok := c.recv(p); ok {
 			c.read += uint64(n)
@@ -193,7 +201,7 @@ func (c *Conn) readOnce() {
 	}
 	// Behind the piece of a record that was left over by the last read.
 	m := copy(c.e.scratch, c.sec.rest.Bytes())
-	n, ok := c.recv(c.e.scratch[m : m+secureSize])
+	n, ok := c.recv(c.e.scratch[m : m+c.readSize(secureSize)])
 	if ok {
 		c.sec.rest.Release()
 		c.sec.decrypt(c.e.scratch[:m+n])
@@ -230,7 +238,7 @@ func (c *Conn) present(p []byte) {
 			c.sec.feed(p)
 			return
 		}
-		if n == 0 && len(p) > int(c.high) && c.paused == 0 && !c.yielded {
+		if n == 0 && c.overLimit(len(p)) {
 			c.close(ErrReadLimit)
 			return
 		}
@@ -258,7 +266,7 @@ func (c *Conn) presentKept() {
 			c.kept.Release()
 			return
 		}
-		if n == 0 && c.kept.Len() > int(c.high) && c.paused == 0 && !c.yielded {
+		if n == 0 && c.overLimit(c.kept.Len()) {
 			c.close(ErrReadLimit)
 			return
 		}
@@ -267,6 +275,11 @@ func (c *Conn) presentKept() {
 		}
 		c.fresh = false
 	}
+}
+
+// overLimit says that n bytes, of which the handler took nothing, are more than it may leave.
+func (c *Conn) overLimit(n int) bool {
+	return n > int(max(c.high, c.keep)) && c.paused == 0 && !c.yielded
 }
 
 func (c *Conn) deliverEOF() {

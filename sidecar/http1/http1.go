@@ -21,8 +21,7 @@ type Output interface {
 // Options are a codec's limits and permissions. The zero value of each field is Envoy's default.
 type Options struct {
 	// MaxHeaderBytes bounds a head from its first byte to its empty line, and
-	// trailers likewise (max_request_headers_kb). 0: 60 KiB. The reader of the
-	// connection must be able to keep as many bytes, for one line may be as long.
+	// trailers likewise (max_request_headers_kb). 0: 60 KiB.
 	MaxHeaderBytes int
 	// MaxHeaderCount bounds the number of fields (max_headers_count). 0: 100.
 	MaxHeaderCount int
@@ -64,6 +63,11 @@ const (
 type limits struct {
 	bytes, count, piece int
 }
+
+// InputLimit is how many bytes Feed may leave unconsumed while it waits for more:
+// one line may be as long as a head. The reader of the connection must be able to
+// keep them, or whether a head is taken would depend on how its bytes were split.
+func (o *Options) InputLimit() int { return o.limits().bytes }
 
 func (o *Options) limits() limits {
 	l := limits{o.MaxHeaderBytes, o.MaxHeaderCount, o.MaxBodyPiece}

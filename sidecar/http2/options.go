@@ -69,6 +69,13 @@ type Options struct {
 	MaxResets int
 }
 
+// InputLimit is how many bytes Feed may leave unconsumed while it waits for more:
+// a frame that is no DATA is read as a whole. The reader of the connection must be able to keep them.
+func (o *Options) InputLimit() int {
+	f := o.filled(true)
+	return frameHeaderLen + int(f.MaxFrameSize)
+}
+
 func (o *Options) filled(server bool) Options {
 	var f Options
 	if o != nil {

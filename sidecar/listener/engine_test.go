@@ -34,7 +34,8 @@ type engine struct {
 	cfg      *Config
 	tls      ServerTLS // of the listener; nil: plaintext
 
-	bufferLimit int // per_connection_buffer_limit_bytes
+	bufferLimit int  // per_connection_buffer_limit_bytes
+	inspect     bool // with both inspectors
 }
 
 // newEngine starts a worker that is stopped with the test.
@@ -81,7 +82,7 @@ func (e *engine) serve() string {
 		e.manager.Routes = route.NewHandle("r", e.table(&route.Forward{Timeout: 15 * time.Second, IdleTimeout: -1, NotFoundStatus: 503}))
 	}
 	e.chain = &Chain{Name: "c", Key: "c", HTTP: e.manager, TLS: e.tls}
-	e.cfg = &Config{Name: "l", StatPrefix: "l", Hash: 1, Bind: true, BufferLimit: e.bufferLimit, Addresses: []conn.Address{conn.TCP(netip.MustParseAddrPort("127.0.0.1:0"))},
+	e.cfg = &Config{Name: "l", StatPrefix: "l", Hash: 1, Bind: true, BufferLimit: e.bufferLimit, Inspect: e.inspect, HTTPInspect: e.inspect, Addresses: []conn.Address{conn.TCP(netip.MustParseAddrPort("127.0.0.1:0"))},
 		Chains: []*Chain{e.chain}}
 	if err := e.server.Apply(e.cfg); err != nil {
 		e.t.Fatal(err)

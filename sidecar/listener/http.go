@@ -50,6 +50,8 @@ func (h *httpServer) Connected() {
 	if h.k.TLS != nil {
 		h.stats.Inc(stream.StatCxTLS)
 	}
+	// The limits of heads and frames are the codec's, which answers what exceeds them.
+	h.k.conn.SetInputLimit(max(m.HTTP1.InputLimit(), m.HTTP2.InputLimit()))
 	h.since = h.k.Worker.Now()
 	if m.ConnectionIdle > 0 {
 		h.k.Worker.Schedule(&h.idle, m.ConnectionIdle)
@@ -83,12 +85,30 @@ func (h *httpServer) start2() {
 	h.h2.Start()
 }
 
-// countRefused counts a request that the HTTP/2 codec refused by resetting its stream.
+// countRefused counts and logs a request that the HTTP/2 codec refused: it answered
+// one that is too large, and reset the stream of the others.
 func (h *httpServer) countRefused(status int) {
 	h.stats.Inc(stream.StatRqTotal)
 	h.stats.Inc(stream.StatRqInvalid)
-	if status == 431 {
+	switch status {
+	case 431:
 		h.stats.Inc(stream.StatRqTooLarge)
+		h.logRefused(stream.ProtocolHTTP2, status, 0, "http2.headers_too_large")
+	case 400:
+		h.logRefused(stream.ProtocolHTTP2, 0, 0, "http2.violation.of.messaging.rule")
+	}
+}
+
+// logRefused writes the line of a request that no stream was made for.
+func (h *httpServer) logRefused(p stream.Protocol, status, sent int, detail string) {
+	if len(h.Manager().AccessLogs) == 0 {
+		return
+	}
+	r := stream.Record(&h.k.Connection, h.k.Worker.Now())
+	r.Manager, r.Protocol, r.Status, r.Flags, r.Details = h.Manager(), p, status, failure.DPE, detail
+	r.Sent = uint64(sent)
+	for _, l := range h.Manager().AccessLogs {
+		l.Log(r)
 	}
 }
 
@@ -217,14 +237,7 @@ func (h *httpServer) refuse(status int, detail string) {
 	if n < 0 {
 		return // a response was begun: its stream has the line in the log
 	}
-	if logs := h.Manager().AccessLogs; len(logs) > 0 {
-		r := stream.Record(&h.k.Connection, h.k.Worker.Now())
-		r.Manager, r.Protocol, r.Status, r.Flags, r.Details = h.Manager(), stream.ProtocolHTTP11, status, failure.DPE, detail
-		r.Sent = uint64(n)
-		for _, l := range logs {
-			l.Log(r)
-		}
-	}
+	h.logRefused(stream.ProtocolHTTP11, status, n, detail)
 	h.stats.Inc(stream.StatRqTotal)
 	h.stats.Inc(stream.StatRq1xx + status/100 - 1)
 	h.stats.Inc(stream.StatRqInvalid)

@@ -91,6 +91,7 @@ func (c *Client) Connected() {
 		}
 	}
 	cfg := p.cluster.Config
+	c.conn.SetInputLimit(max(cfg.HTTP1.InputLimit(), cfg.HTTP2.InputLimit()))
 	if proto == HTTP2 {
 		p.stats.Inc(StatCxHTTP2)
 		c.h2 = http2.NewClient(c.conn, &cfg.HTTP2)
