@@ -388,5 +388,11 @@ func (c *ServerConn) Blocked() bool {
 	return false
 }
 
+// InHead says that a request head has begun and is not complete; rest is how many
+// bytes the last Feed left.
+func (c *ServerConn) InHead(rest int) bool {
+	return c.phase == serverHead && !c.choked && (c.reader != nil || rest > 0)
+}
+
 // Idle says that no exchange is open and no byte of a head was consumed.
 func (c *ServerConn) Idle() bool { return c.phase == serverHead && c.reader == nil }

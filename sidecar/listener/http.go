@@ -26,12 +26,13 @@ type httpServer struct {
 	draining bool
 	closing  bool
 	held     bool // reading is paused until the codec goes on
+	late     bool // a head over HTTP/2 took too long: the connection ends with the streams it has
 	http2    bool // the codec is HTTP/2
 	idle     loop.Timer
 	since    time.Time // idle since
 
 	// Those below are made when they are first scheduled, which on most connections is never.
-	head  *loop.Timer // request_headers_timeout
+	head  *loop.Timer // request_headers_timeout, stream_idle_timeout: runs from the first byte of a head to its last
 	life  *loop.Timer // max_connection_duration
 	grace *loop.Timer // drain_timeout: between the two GOAWAYs, and to the forced end
 }
@@ -88,24 +89,25 @@ func (h *httpServer) start2() {
 // countRefused counts and logs a request that the HTTP/2 codec refused: it answered
 // one that is too large, and reset the stream of the others.
 func (h *httpServer) countRefused(status int) {
+	stop(h.head)
 	h.stats.Inc(stream.StatRqTotal)
 	h.stats.Inc(stream.StatRqInvalid)
 	switch status {
 	case 431:
 		h.stats.Inc(stream.StatRqTooLarge)
-		h.logRefused(stream.ProtocolHTTP2, status, 0, "http2.headers_too_large")
+		h.logRefused(stream.ProtocolHTTP2, status, 0, failure.DPE, "http2.headers_too_large")
 	case 400:
-		h.logRefused(stream.ProtocolHTTP2, 0, 0, "http2.violation.of.messaging.rule")
+		h.logRefused(stream.ProtocolHTTP2, 0, 0, failure.DPE, "http2.violation.of.messaging.rule")
 	}
 }
 
 // logRefused writes the line of a request that no stream was made for.
-func (h *httpServer) logRefused(p stream.Protocol, status, sent int, detail string) {
+func (h *httpServer) logRefused(p stream.Protocol, status, sent int, flags failure.Flags, detail string) {
 	if len(h.Manager().AccessLogs) == 0 {
 		return
 	}
 	r := stream.Record(&h.k.Connection, h.k.Worker.Now())
-	r.Manager, r.Protocol, r.Status, r.Flags, r.Details = h.Manager(), p, status, failure.DPE, detail
+	r.Manager, r.Protocol, r.Status, r.Flags, r.Details = h.Manager(), p, status, flags, detail
 	r.Sent = uint64(sent)
 	for _, l := range h.Manager().AccessLogs {
 		l.Log(r)
@@ -144,6 +146,7 @@ func (h *httpServer) Data(p []byte) int {
 		case prefaceYes:
 			h.start2()
 		case prefaceMaybe:
+			h.watchHead(len(p) > 0)
 			return 0
 		default:
 			h.start1()
@@ -160,6 +163,8 @@ func (h *httpServer) Data(p []byte) int {
 		}
 		if n < len(p) && h.h2.Turn.Over() {
 			h.k.conn.Yield()
+		} else {
+			h.watchHead(h.h2.InHead(p[n:]))
 		}
 		return n
 	}
@@ -179,7 +184,7 @@ func (h *httpServer) data1(p []byte) int {
 			if errors.As(err, &e) {
 				status, detail = e.Status, e.Detail
 			}
-			h.refuse(status, detail)
+			h.refuse(status, failure.DPE, detail)
 		}
 		if h.h1.ShouldClose() {
 			h.end()
@@ -190,18 +195,40 @@ func (h *httpServer) data1(p []byte) int {
 		}
 	}
 	switch {
-	case n == len(p):
-	case h.h1.Blocked():
+	case n < len(p) && h.h1.Blocked():
 		if !h.held {
 			h.held = true
 			h.k.conn.PauseRead()
 		}
-	case h.h1.Turn.Over():
+	case n < len(p) && h.h1.Turn.Over():
 		h.k.conn.Yield()
-	case h.active == 0 && h.k.chain.HTTP.RequestHeaders > 0 && !scheduled(h.head):
-		h.schedule(&h.head, h.headTimeout, h.k.chain.HTTP.RequestHeaders)
+	default:
+		h.watchHead(h.h1.InHead(len(p) - n))
 	}
 	return n
+}
+
+// watchHead bounds the time that a head takes, from its first byte to its last:
+// by request_headers_timeout, and by stream_idle_timeout as Envoy, whose stream
+// begins with the first byte. A connection on which nothing was sent is idle.
+func (h *httpServer) watchHead(open bool) {
+	switch {
+	case !open:
+		stop(h.head)
+	case !scheduled(h.head) && !h.late:
+		if d, _ := h.headTime(); d > 0 {
+			h.schedule(&h.head, h.headTimeout, d)
+		}
+	}
+}
+
+// headTime is how long a head may take, and whether that is stream_idle_timeout; 0 is for ever.
+func (h *httpServer) headTime() (d time.Duration, idle bool) {
+	m := h.k.chain.HTTP
+	if d = m.RequestHeaders; d <= 0 || m.StreamIdle > 0 && m.StreamIdle < d {
+		return m.StreamIdle, true
+	}
+	return d, false
 }
 
 // schedule makes the timer where it is not there yet.
@@ -231,13 +258,13 @@ func (a *acceptor1) RefusalFields(b []byte) []byte {
 	return append(b, "\r\n"...)
 }
 
-// refuse answers, counts and logs a request that the codec did not take.
-func (h *httpServer) refuse(status int, detail string) {
+// refuse answers, counts and logs a request that the codec did not take, or that did not come in time.
+func (h *httpServer) refuse(status int, flags failure.Flags, detail string) {
 	n := h.h1.Refuse(status)
 	if n < 0 {
 		return // a response was begun: its stream has the line in the log
 	}
-	h.logRefused(stream.ProtocolHTTP11, status, n, detail)
+	h.logRefused(stream.ProtocolHTTP11, status, n, flags, detail)
 	h.stats.Inc(stream.StatRqTotal)
 	h.stats.Inc(stream.StatRq1xx + status/100 - 1)
 	h.stats.Inc(stream.StatRqInvalid)
@@ -385,7 +412,7 @@ func (h *httpServer) idleTimeout() {
 		return
 	}
 	left := m.ConnectionIdle
-	if h.active == 0 {
+	if h.active == 0 && !scheduled(h.head) {
 		left -= h.k.Worker.Now().Sub(h.since)
 	}
 	if left > 0 {
@@ -399,16 +426,35 @@ func (h *httpServer) idleTimeout() {
 	h.end()
 }
 
-// headTimeout ends a connection whose request head takes too long (slowloris).
+// headTimeout ends a connection whose request head takes too long (slowloris). Over
+// HTTP/2 nothing else can come while a head is open (RFC 9113 §6.10), so no request
+// is lost that is not complete; those that are get their responses.
 func (h *httpServer) headTimeout() {
 	defer h.k.Worker.Guard(h.k.conn)
-	if h.closing || h.active > 0 {
+	if h.closing {
 		return
 	}
-	h.stats.Inc(stream.StatRqTimeout)
-	if h.h1 != nil {
-		h.refuse(408, "request_header_timeout")
+	_, idle := h.headTime()
+	flags, detail := failure.Flags(0), "request_header_timeout"
+	if idle {
+		flags, detail = failure.SI, "stream_idle_timeout"
+		h.stats.Inc(stream.StatRqIdleTimeout)
+	} else {
+		h.stats.Inc(stream.StatRqTimeout)
 	}
+	if h.h2 != nil {
+		h.logRefused(stream.ProtocolHTTP2, 0, 0, flags, detail)
+		h.draining, h.late = true, true
+		h.h2.GoAway(false)
+		if h.active == 0 {
+			h.end()
+		}
+		return
+	}
+	if h.h1 == nil {
+		h.start1() // part of a preface: a client may see what the matter is all the same
+	}
+	h.refuse(408, flags, detail)
 	h.end()
 }
 

@@ -6,7 +6,6 @@ import (
 	"net"
 	"strings"
 	"testing"
-	"time"
 
 	"sallyport/sidecar/hpack"
 	"sallyport/sidecar/message"
@@ -135,15 +134,7 @@ func TestAResponseHeadIsTakenHoweverItsBytesAreSplit(t *testing.T) {
 				s.serve()
 				c := s.dial(0)
 				s.send(c, getRequest)
-				var up net.Conn
-				s.until("the request reaches the upstream", func() bool {
-					if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(time.Millisecond)); err != nil {
-						t.Fatal(err)
-					}
-					up, err = l.Accept()
-					return err == nil
-				})
-				defer up.Close()
+				up := s.accept(l)
 				for answer := "HTTP/1.1 204 No Content\r\nset-cookie: " + strings.Repeat("x", 50000) + "\r\n\r\n"; answer != ""; {
 					n := min(piece, len(answer))
 					if _, err := up.Write([]byte(answer[:n])); err != nil {
