@@ -61,6 +61,7 @@ type ClientConn struct {
 	keep     bool // the connection outlives the exchange
 	wasFull  bool
 	feeding  bool
+	protocol []byte // of an upgrade that was asked for
 	early    []byte // for a tunnel that the server has not agreed to
 	earlyEnd bool
 }
@@ -189,7 +190,7 @@ func (c *ClientConn) feed(p []byte) (n int, err *Error) {
 // begin takes a complete response head; rest is how many bytes came behind it.
 func (c *ClientConn) begin(rest int) *Error {
 	d := c.reader
-	kind, err := d.finishResponse(c.x.head, c.x.connect, c.x.upgrade)
+	kind, err := d.finishResponse(c.x.head, c.x.connect, c.protocol)
 	if err != nil {
 		return err
 	}
@@ -353,6 +354,10 @@ func (s *ClientStream) Head(h *message.Head, end bool) {
 		return
 	}
 	c.started = true
+	c.protocol = c.protocol[:0]
+	if upgrade {
+		c.protocol = append(c.protocol, h.OnlyElement(message.Upgrade)...)
+	}
 	c.x = exchange{head: h.Is(message.Method, "HEAD"), connect: h.Is(message.Method, "CONNECT"), upgrade: upgrade}
 	c.out.Flush()
 	if upgrade {

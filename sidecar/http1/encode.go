@@ -153,7 +153,11 @@ func (w *writer) requestHead(b *buffer.Buffer, h *message.Head, end bool) (upgra
 		return false, false
 	}
 	asks := !connect && h.Has(message.Upgrade) && !end
-	rules := fieldRules{length: true, upgrade: asks, te: true}
+	protocol := h.OnlyElement(message.Upgrade)
+	if asks && !message.IsProtocol(protocol) {
+		return false, false // the server is to choose among what was allowed, which is one
+	}
+	rules := fieldRules{length: true, te: true}
 	zero, chunked := false, false
 	switch {
 	case connect, asks:
@@ -193,6 +197,11 @@ func (w *writer) requestHead(b *buffer.Buffer, h *message.Head, end bool) (upgra
 		return false, false
 	}
 	te := h.Is(message.TE, "trailers")
+	if asks {
+		f = append(f, "upgrade: "...)
+		f = append(f, protocol...)
+		f = append(f, '\r', '\n')
+	}
 	switch {
 	case asks && te:
 		f = append(f, "connection: upgrade, te\r\n"...)
@@ -231,7 +240,7 @@ func (w *writer) responseHead(b *buffer.Buffer, h *message.Head, end bool, x *ex
 	zero, chunked := false, false
 	switch {
 	case code == 101:
-		if !x.upgrade || !h.Has(message.Upgrade) {
+		if !x.upgrade || !message.IsProtocol(h.OnlyElement(message.Upgrade)) {
 			return false
 		}
 		w.framing, rules.upgrade = frameTunnel, true

@@ -72,6 +72,6 @@ var (
 // What only a client meets.
 var (
 	errUnsolicited = bad("bytes from the server without a request (RFC 9112 §9.2)")
-	errSwitch      = bad("101 without a request for an upgrade (RFC 9110 §15.2.2)")
+	errSwitch      = bad("101 without a request for an upgrade to that protocol (RFC 9110 §15.2.2)")
 	errInformation = bad("too many informational responses")
 )

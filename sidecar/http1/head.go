@@ -24,12 +24,11 @@ const (
 	sawKeepAlive
 	sawUpgradeOption
 	sawNominated
-	sawH2C
 	sawTrailersTE
 )
 
-// maxConnectionOptions bounds what Connection may list: each option costs a
-// pass over the fields.
+// maxConnectionOptions bounds what Connection may list, in all its lines: each
+// option costs a pass over the fields.
 const (
 	maxConnectionOptions = 16
 	maxNominated         = 128 // bytes of a field name among them
@@ -51,6 +50,7 @@ type reader struct {
 	blank   bool // an empty line before it was skipped
 	flags   uint8
 	minor   uint8
+	options uint8 // of Connection
 	form    form
 	status  int
 	length  int64 // Content-Length, -1 where there is none
@@ -75,7 +75,7 @@ func newReader(k kind, l limits, u Underscores) *reader {
 	d.kind, d.limits, d.under = k, l, u
 	d.size, d.scanned, d.count = 0, 0, 0
 	d.started, d.blank = k == trailers, false
-	d.flags, d.minor, d.form, d.status, d.length = 0, 0, originForm, 0, -1
+	d.flags, d.minor, d.options, d.form, d.status, d.length = 0, 0, 0, originForm, 0, -1
 	return d
 }
 
@@ -310,15 +310,6 @@ func (d *reader) add(n message.Name, name, value []byte) *Error {
 				d.head.AddNameString(n, "trailers")
 			}
 		}
-	case message.Upgrade:
-		for rest := value; len(rest) > 0; {
-			var e []byte
-			e, rest = message.CutElement(rest)
-			if message.EqualFold(e, "h2c") {
-				d.flags |= sawH2C
-			}
-		}
-		d.head.AddName(n, value)
 	case message.Trailer:
 		for rest := value; len(rest) > 0; {
 			var e []byte
@@ -328,7 +319,7 @@ func (d *reader) add(n message.Name, name, value []byte) *Error {
 			}
 		}
 		d.head.AddName(n, value)
-	case message.Expect:
+	case message.Upgrade, message.Expect:
 		d.head.AddName(n, value)
 	}
 	return nil
@@ -336,14 +327,13 @@ func (d *reader) add(n message.Name, name, value []byte) *Error {
 
 // connection reads connection options (RFC 9110 §7.6.1).
 func (d *reader) connection(value []byte) *Error {
-	options := 0
 	for rest := value; len(rest) > 0; {
 		var e []byte
 		e, rest = message.CutElement(rest)
 		if len(e) == 0 {
 			continue // RFC 9110 §5.6.1.2: empty elements are ignored
 		}
-		if options++; options > maxConnectionOptions || !message.IsToken(e) {
+		if d.options++; d.options > maxConnectionOptions || !message.IsToken(e) {
 			return errConnOptions
 		}
 		switch {
@@ -356,14 +346,12 @@ func (d *reader) connection(value []byte) *Error {
 		case message.EqualFold(e, "te"), message.EqualFold(e, "transfer-encoding"), message.EqualFold(e, "proxy-connection"),
 			message.EqualFold(e, "http2-settings"), message.EqualFold(e, "connection"):
 			// Of one hop anyway.
-		case message.EqualFold(e, "host"), message.EqualFold(e, "content-length"), message.EqualFold(e, "expect"):
+		case message.EqualFold(e, "host"), message.EqualFold(e, "content-length"), message.EqualFold(e, "expect"),
+			message.EqualFold(e, "x-forwarded-for"), message.EqualFold(e, "x-forwarded-host"), message.EqualFold(e, "x-forwarded-proto"):
+			// The last three, as Envoy: a client would have what a proxy in front of us said of it removed.
 			return errConnNominate
 		default:
-			if d.flags&sawNominated == 0 {
-				d.flags |= sawNominated
-			} else if d.head.Count("connection") >= maxConnectionOptions {
-				return errConnOptions
-			}
+			d.flags |= sawNominated
 			if len(e) > maxNominated {
 				return errConnOptions
 			}

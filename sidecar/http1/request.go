@@ -263,6 +263,11 @@ func (d *reader) finishRequest() (b bodyKind, err *Error) {
 		h.RemoveName(message.Expect) // RFC 9110 §10.1.1: ignored in HTTP/1.0
 	}
 	upgrade := h.Has(message.Upgrade)
+	if upgrade {
+		// One line, so that nobody reads the first alone: whether a list of
+		// protocols may pass is for policy, which knows single ones.
+		d.long = h.JoinElements(message.Upgrade, d.long)
+	}
 	if d.form == authorityForm {
 		if d.flags&sawCoding != 0 || d.length > 0 {
 			return 0, errConnectBody
@@ -278,7 +283,8 @@ func (d *reader) finishRequest() (b bodyKind, err *Error) {
 		// HTTP/1.0, and a server may ignore it: with content, because where
 		// the content ends and the protocol begins is a smuggler's question;
 		// h2c, because a tunnel would carry requests past every policy.
-		if d.minor > 0 && d.flags&sawUpgradeOption != 0 && d.flags&(sawH2C|sawCoding) == 0 && d.length <= 0 {
+		h2c := message.EqualFold(h.OnlyElement(message.Upgrade), "h2c")
+		if d.minor > 0 && d.flags&sawUpgradeOption != 0 && d.flags&sawCoding == 0 && !h2c && d.length <= 0 {
 			h.RemoveName(message.ContentLength)
 			return bodyTunnel, nil
 		}

@@ -1,6 +1,10 @@
 package http1
 
-import "sallyport/sidecar/message"
+import (
+	"bytes"
+
+	"sallyport/sidecar/message"
+)
 
 // statusLine reads HTTP-version SP 3DIGIT SP [ reason-phrase ] CRLF (RFC 9112
 // §4). The space before an absent reason may be missing, as many servers have
@@ -46,9 +50,9 @@ func (d *reader) statusLine(p []byte) (n int, err *Error) {
 }
 
 // finishResponse checks a whole response head and says what follows it
-// (RFC 9112 §6.3). head and connect tell the method of the request, upgrade
-// whether it asked for one.
-func (d *reader) finishResponse(head, connect, upgrade bool) (b bodyKind, err *Error) {
+// (RFC 9112 §6.3). head and connect tell the method of the request, upgrade which
+// protocol it asked for, nil for none.
+func (d *reader) finishResponse(head, connect bool, upgrade []byte) (b bodyKind, err *Error) {
 	h := &d.head
 	if err := d.finishFraming(); err != nil {
 		return 0, err
@@ -59,10 +63,12 @@ func (d *reader) finishResponse(head, connect, upgrade bool) (b bodyKind, err *E
 	}
 	switch {
 	case d.status == 101:
-		// RFC 9110 §15.2.2: only when asked for, and it says to which protocol.
-		if !upgrade || !asked || d.minor == 0 {
+		// RFC 9110 §15.2.2: only when asked for, and it says to which protocol;
+		// §7.8: to none that was not asked for.
+		if len(upgrade) == 0 || d.minor == 0 || !bytes.EqualFold(h.OnlyElement(message.Upgrade), upgrade) {
 			return 0, errSwitch
 		}
+		d.long = h.JoinElements(message.Upgrade, d.long)
 		h.RemoveName(message.ContentLength)
 		return bodyTunnel, nil
 	case connect && d.status/100 == 2:

@@ -62,7 +62,7 @@ func (s *Stream) request(h *message.Head, end bool) bool {
 	connect := h.Is(message.Method, "CONNECT")
 	switch {
 	case connect && h.Has(message.Protocol): // RFC 8441 §4
-		if !s.c.o.AllowConnect || !h.Has(message.Authority) || !validScheme(h) || !validPath(h) || !message.IsToken(h.Get(message.Protocol)) {
+		if !s.c.o.AllowConnect || !h.Has(message.Authority) || !validScheme(h) || !validPath(h) || !message.IsProtocol(h.Get(message.Protocol)) {
 			return false
 		}
 		s.fromExtendedConnect(h)

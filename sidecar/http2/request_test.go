@@ -266,3 +266,39 @@ func TestAClientsResetReachesTheReceiver(t *testing.T) {
 		t.Error(s.tapes[0].reset)
 	}
 }
+
+// TestAnUpgradeNamesOneProtocol: it becomes :protocol (RFC 8441 §4), which is one, and is read as it was written.
+func TestAnUpgradeNamesOneProtocol(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		lines []string
+		want  string // "": the stream is reset
+	}{
+		{"a protocol", []string{"websocket"}, "websocket"},
+		{"a protocol with its version", []string{"SPDY/3.1"}, "SPDY/3.1"},
+		{"one among empty elements", []string{"", ", websocket ,"}, "websocket"},
+		{"two in a line", []string{"websocket, spdy/3.1"}, ""},
+		{"two in two lines", []string{"websocket", "spdy/3.1"}, ""},
+		{"none", []string{""}, ""},
+		{"what is no protocol", []string{"web socket"}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPair(t, nil, &Options{AllowConnect: true})
+			got := ""
+			p.accept = func(s *Stream) message.Receiver {
+				return &tape{t: t, s: s, onHead: func(h *message.Head, _ bool) { got = string(h.Get(message.Upgrade)) }}
+			}
+			p.settle()
+			h := head(":method=GET", ":scheme=https", ":authority=h", ":path=/")
+			for _, l := range c.lines {
+				h.AddNameString(message.Upgrade, l)
+			}
+			r := &tape{t: t}
+			p.open(r).Head(h, false)
+			p.settle()
+			if got != c.want || (c.want == "") != (r.reset == message.LocalReset) {
+				t.Errorf("the server got an upgrade to %q, reset %v", got, r.reset)
+			}
+		})
+	}
+}

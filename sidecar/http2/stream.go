@@ -266,8 +266,8 @@ func (s *Stream) prepareRequest(h *message.Head) bool {
 		return false
 	case h.Has(message.Upgrade):
 		s.tunnel, s.extended = true, true
-		s.protocol = string(h.Get(message.Upgrade))
-		return true
+		s.protocol = string(h.OnlyElement(message.Upgrade))
+		return message.IsProtocol(h.OnlyElement(message.Upgrade))
 	}
 	s.tunnel = h.Is(message.Method, "CONNECT")
 	s.isHead = h.Is(message.Method, "HEAD")

@@ -126,7 +126,7 @@ func (c *Conn) requestLine(b []byte, s *Stream, h *message.Head) []byte {
 		b = c.field(b, message.Authority, authority)
 	}
 	if s.extended {
-		b = c.field(b, message.Protocol, h.Get(message.Upgrade))
+		b = c.field(b, message.Protocol, h.OnlyElement(message.Upgrade))
 	}
 	return b
 }

@@ -66,6 +66,18 @@ func IsToken(p []byte) bool {
 	return len(p) > 0
 }
 
+// IsProtocol says whether p names a protocol to upgrade to: protocol-name [ "/"
+// protocol-version ] (RFC 9110 §7.8), each a token.
+func IsProtocol(p []byte) bool {
+	name := p
+	if i := bytes.IndexByte(p, '/'); i >= 0 {
+		if name = p[:i]; !IsToken(p[i+1:]) {
+			return false
+		}
+	}
+	return IsToken(name)
+}
+
 // IsLowerName says whether name is a field name as a Head must have it: a token without capitals.
 func IsLowerName[T string | []byte](name T) bool {
 	for i := 0; i < len(name); i++ {

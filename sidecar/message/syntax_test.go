@@ -36,6 +36,9 @@ func TestEveryByteOfEachRule(t *testing.T) {
 		check("IsToken behind others", IsToken([]byte{'a', c}), in(tchars, c))
 		check("IsLowerName of a string", IsLowerName(string(one)), in(tchars, c) && !in(capitals, c))
 		check("IsLowerName of bytes", IsLowerName([]byte{'a', c}), in(tchars, c) && !in(capitals, c))
+		check("IsProtocol", IsProtocol([]byte{'a', c}), in(tchars, c))
+		check("IsProtocol of a version", IsProtocol([]byte{'a', '/', c}), in(tchars, c))
+		check("IsProtocol with a version", IsProtocol([]byte{'a', c, '1'}), in(tchars, c) || c == '/')
 		lower := byte(0)
 		if in(tchars, c) {
 			lower = bytes.ToLower(one)[0]
