@@ -180,6 +180,14 @@ func bodies() []exchange {
 		{name: "a client that waits for 100", talk: waitFor100},
 		{name: "expect something else", raw: harness.Request("POST", "/prefix", "hello", "expect: a miracle"), want: 200},
 		{name: "DELETE with content", raw: harness.Request("DELETE", "/prefix", "x"), want: 200},
+		{name: "GET with content", raw: harness.Request("GET", "/prefix", "x"), want: 200},
+		{name: "QUERY with content", raw: harness.Request("QUERY", "/prefix", "x", "content-type: text/plain"), want: 200},
+		{name: "QUERY with chunked content", raw: "QUERY /prefix HTTP/1.1\r\nhost: test.example\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n", want: 200},
+		{name: "QUERY over HTTP/2", h2: &harness.H2Request{Method: "QUERY", Path: "/prefix", Body: "x", Fields: []harness.Field{{Name: "content-type", Value: "text/plain"}}}, want: 200},
+		{name: "QUERY whose content has no type", raw: harness.Request("QUERY", "/prefix", "x"), want: 400,
+			ours: 200, why: "what its content must be is for the server to judge, which answers 400 or 415 (RFC 10008)"},
+		{name: "QUERY over HTTP/2 whose content has no type", h2: &harness.H2Request{Method: "QUERY", Path: "/prefix", Body: "x"}, want: 400,
+			ours: 200, why: "what its content must be is for the server to judge, which answers 400 or 415 (RFC 10008)"},
 		{name: "a method of its own", raw: harness.Request("PURGE", "/prefix", ""), want: 200},
 	}
 }

@@ -28,6 +28,8 @@ func TestRequestsAreWritten(t *testing.T) {
 		{name: "Host stands in where :authority is missing", h: head(":method", "GET", ":path", "/", "host", "other"), want: "GET / HTTP/1.1\nhost: other\n\n"},
 		{name: "an empty POST says so", h: post(), want: "POST /p HTTP/1.1\nhost: h\ncontent-length: 0\n\n"},
 		{name: "an empty POST that says so is not told twice", h: post("content-length", "0"), want: "POST /p HTTP/1.1\nhost: h\ncontent-length: 0\n\n"},
+		{name: "an empty QUERY says so", h: head(":method", "QUERY", ":authority", "h", ":path", "/"), want: "QUERY / HTTP/1.1\nhost: h\ncontent-length: 0\n\n"},
+		{name: "QUERY carries its content", h: head(":method", "QUERY", ":authority", "h", ":path", "/"), data: []string{"abc"}, want: "QUERY / HTTP/1.1\nhost: h\ntransfer-encoding: chunked\n\n3\nabc\n0\n\n"},
 		{name: "a length is kept", h: post("content-length", "3", "a", "b"), data: []string{"ab", "c"}, want: "POST /p HTTP/1.1\nhost: h\ncontent-length: 3\na: b\n\nabc"},
 		{name: "the same length twice is written once", h: post("content-length", "3", "content-length", "3"), data: []string{"abc"}, want: "POST /p HTTP/1.1\nhost: h\ncontent-length: 3\n\nabc"},
 		{name: "no length makes chunks", h: post(), data: []string{"ab", "", "0123456789abcdef"}, want: "POST /p HTTP/1.1\nhost: h\ntransfer-encoding: chunked\n\n2\nab\n10\n0123456789abcdef\n0\n\n"},

@@ -19,12 +19,13 @@ const authorityIndex = 2
 // maxMethod bounds a method: the longest registered one has 17 bytes.
 const maxMethod = 64
 
-// registered are the methods that Envoy accepts by default: RFC 9110 §9.3, WebDAV and its kin.
+// registered are the methods that Envoy accepts by default: RFC 9110 §9.3, QUERY
+// (RFC 10008), WebDAV and its kin. Any of them may have content, however it is framed.
 func registered(m []byte) bool {
 	switch string(m) {
 	case "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
 		"ACL", "BIND", "CHECKOUT", "COPY", "LINK", "LOCK", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL", "MOVE",
-		"M-SEARCH", "MSEARCH", "NOTIFY", "PROPFIND", "PROPPATCH", "PURGE", "REBIND", "REPORT", "SEARCH", "SOURCE",
+		"M-SEARCH", "MSEARCH", "NOTIFY", "PROPFIND", "PROPPATCH", "PURGE", "QUERY", "REBIND", "REPORT", "SEARCH", "SOURCE",
 		"SUBSCRIBE", "UNBIND", "UNLINK", "UNLOCK", "UNSUBSCRIBE":
 		return true
 	}
