@@ -73,6 +73,9 @@ const (
 	readsPerTurn = 4       // of one connection, each up to ReadSize
 	lingerBytes  = 4 << 20 // what CloseAfterFlush reads and drops at most
 	lingerTime   = time.Second
+	// What CloseAfterAnswer reads and drops at most, and for how long.
+	answerBytes = 512 << 20
+	answerTime  = 30 * time.Second
 )
 
 // Conn is a connection. Owned by its worker.
@@ -98,6 +101,7 @@ type Conn struct {
 	keep          int32 // unconsumed input, where that is more than high
 	paused        int32
 	lingered      int32
+	lingerEnd     int64 // of CloseAfterAnswer: when dropping input ends, in the worker's time; 0: not by that
 	read, written uint64
 	err           error // what Closed will get
 	werr          error // why output is dropped; input may still be worth reading
@@ -384,6 +388,14 @@ func (c *Conn) CloseAfterFlush(timeout time.Duration) {
 	c.linger(nil, timeout)
 }
 
+// CloseAfterAnswer is CloseAfterFlush for a server that answered before it has read
+// everything. Many clients write a whole upload before they read: as long as one
+// goes on sending, it is read, for 30 seconds and 512 MiB at most.
+func (c *Conn) CloseAfterAnswer(timeout time.Duration) {
+	c.lingerEnd = c.w.NowMono() + int64(answerTime)
+	c.CloseAfterFlush(timeout)
+}
+
 // CloseAfterSlowFlush is CloseAfterFlush for a peer that may pause: patience is
 // for what waits alone; the peer has a second to close when all is sent.
 func (c *Conn) CloseAfterSlowFlush(patience time.Duration) {
@@ -403,12 +415,34 @@ func (c *Conn) linger(err error, timeout time.Duration) {
 }
 
 // waitOn starts the time anew for a peer that did its part so far.
-func (c *Conn) waitOn() {
-	d := c.patience
+func (c *Conn) waitOn() { c.w.Schedule(&c.timer, c.lingerTime()) }
+
+// lingerTime is how long the peer may do nothing.
+func (c *Conn) lingerTime() time.Duration {
 	if c.brief && c.pending() == 0 {
-		d = lingerTime
+		return lingerTime
 	}
-	c.w.Schedule(&c.timer, d)
+	return c.patience
+}
+
+// heard takes note of n bytes that are dropped, which keep the time of
+// CloseAfterAnswer running. They take none from a peer that is still being sent to.
+func (c *Conn) heard(n int) {
+	most := int32(lingerBytes)
+	if c.lingerEnd != 0 {
+		most = answerBytes
+	}
+	if c.lingered += int32(n); c.lingered > most {
+		c.giveUp()
+		return
+	}
+	if c.lingerEnd == 0 {
+		return
+	}
+	left, d := time.Duration(c.lingerEnd-c.w.NowMono()), c.lingerTime()
+	if left >= d || c.pending() == 0 {
+		c.w.Schedule(&c.timer, max(min(d, left), 0))
+	}
 }
 
 // close closes the socket and has Closed called at the end of the turn, when

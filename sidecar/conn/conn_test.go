@@ -303,16 +303,29 @@ func TestLingeringIsBounded(t *testing.T) {
 		dialNet(t, addr)
 		_ = s.wait(t) // the peer never closes
 	})
-	t.Run("in bytes", func(t *testing.T) {
-		s := newScript()
-		addr := listen(t, w, func(c *Conn) { s.c = c; c.Start(s); c.CloseAfterFlush(time.Hour) })
-		c := dialNet(t, addr)
-		n, err := c.Write(make([]byte, 64<<20))
-		if err == nil {
-			t.Fatalf("%d bytes were taken", n)
-		}
-		_ = s.wait(t)
-	})
+	for name, c := range map[string]struct {
+		most int
+		end  func(*Conn, time.Duration)
+	}{
+		"in bytes":                 {lingerBytes, (*Conn).CloseAfterFlush},
+		"in bytes, with an answer": {answerBytes, (*Conn).CloseAfterAnswer},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScript()
+			addr := listen(t, w, func(k *Conn) { s.c = k; k.Start(s); c.end(k, time.Hour) })
+			peer := dialNet(t, addr)
+			piece := make([]byte, 1<<20)
+			for n := 0; ; n++ {
+				if _, err := peer.Write(piece); err != nil {
+					break
+				}
+				if n > c.most>>20+64 { // the kernel's buffers have some too
+					t.Fatalf("%d MiB were taken", n)
+				}
+			}
+			_ = s.wait(t)
+		})
+	}
 }
 
 // TestEarlyAnswerIsReadThoughWritingFails: the server answers and closes while

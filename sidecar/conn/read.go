@@ -214,9 +214,7 @@ func (c *Conn) discard() {
 	if !ok {
 		return
 	}
-	if c.lingered += int32(n); c.lingered > lingerBytes {
-		c.giveUp()
-	}
+	c.heard(n)
 }
 
 // present hands p to the handler and keeps what it does not consume.

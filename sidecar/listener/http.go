@@ -302,6 +302,10 @@ func (h *httpServer) end() {
 	if m := h.k.chain.HTTP; m != nil && m.DelayedClose > 0 {
 		d = m.DelayedClose
 	}
+	if h.h1 != nil {
+		h.k.conn.CloseAfterAnswer(d)
+		return
+	}
 	h.k.conn.CloseAfterFlush(d)
 }
 

@@ -3,6 +3,7 @@ package listener
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -99,4 +100,26 @@ func getRequests2(n int) string {
 		b = append(b, block...)
 	}
 	return string(b)
+}
+
+// TestAClientThatWritesBeforeItReadsGetsItsAnswer: the answer is early and the connection ends with it, but the client,
+// which is still writing its upload, must not meet a closed one before it reads.
+func TestAClientThatWritesBeforeItReadsGetsItsAnswer(t *testing.T) {
+	const size = 24 << 20 // many times what the kernel's buffers take
+	s := newStepped(t)
+	s.direct(413, []byte("too large"))
+	s.serve()
+	c := s.dial(0)
+	body := strings.Repeat("x", 1<<20)
+	s.send(c, fmt.Sprintf("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n", size))
+	for sent := 0; sent < size && !c.gone; sent += len(body) {
+		s.send(c, body)
+	}
+	if c.gone {
+		t.Fatalf("the connection ended while the client wrote: %v", c.err)
+	}
+	s.until("the answer and the end", func() bool { c.read(); return c.gone })
+	if !strings.HasPrefix(string(c.got), "HTTP/1.1 413 ") || !strings.HasSuffix(string(c.got), "too large") || c.err != nil {
+		t.Errorf("answered %q, %v", c.got, c.err)
+	}
 }
