@@ -54,6 +54,12 @@ type Handler interface {
 	Closed(err error)
 }
 
+// Waiter is a Handler that watches output that the socket does not take.
+type Waiter interface {
+	// Waiting says, at the end of a turn that wrote, that some of it is Unsent.
+	Waiting()
+}
+
 // What a Conn can be closed with, besides errors of the system and of TLS.
 var (
 	ErrConnectTimeout   = errors.New("connection not established within the connect timeout")

@@ -78,7 +78,16 @@ func (c *Conn) flush() {
 	if c.wantShut && !c.shut && (c.open || c.lingering) && c.pending() == 0 {
 		c.shutdown()
 	}
-	if c.wasFull && c.pending() <= int(c.low) && !c.closed && !c.lingering {
+	if c.closed || c.lingering {
+		return
+	}
+	waiting := c.pending()
+	if waiting > 0 {
+		if h, ok := c.h.(Waiter); ok {
+			h.Waiting()
+		}
+	}
+	if c.wasFull && waiting <= int(c.low) {
 		c.drained()
 	}
 }

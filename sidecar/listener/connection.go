@@ -290,6 +290,13 @@ func (k *connection) EOF() {
 	}
 }
 
+// Waiting passes on.
+func (k *connection) Waiting() {
+	if k.http != nil {
+		k.http.waiting()
+	}
+}
+
 // Drained passes on.
 func (k *connection) Drained() {
 	if k.handler != nil {

@@ -30,9 +30,13 @@ type httpServer struct {
 	http2    bool // the codec is HTTP/2
 	idle     loop.Timer
 	since    time.Time // idle since
+	// What the output was when the stall timer was started.
+	written uint64
+	unsent  int
 
 	// Those below are made when they are first scheduled, which on most connections is never.
 	head  *loop.Timer // request_headers_timeout, stream_idle_timeout: runs from the first byte of a head to its last
+	stall *loop.Timer // stream_idle_timeout, for responses that are complete here and wait for the client
 	life  *loop.Timer // max_connection_duration
 	grace *loop.Timer // drain_timeout: between the two GOAWAYs, and to the forced end
 }
@@ -462,6 +466,31 @@ func (h *httpServer) headTimeout() {
 	h.end()
 }
 
+// waiting starts the timer for output that the client does not take. A stream that
+// is open has a timer of its own; one whose response is complete has none, and its
+// bytes would stay until the connection's idle timeout.
+func (h *httpServer) waiting() {
+	if d := h.k.chain.HTTP.StreamIdle; d > 0 && !h.closing && !scheduled(h.stall) {
+		h.written, h.unsent = h.k.conn.BytesWritten(), h.k.conn.Unsent()
+		h.schedule(&h.stall, h.stallTimeout, d)
+	}
+}
+
+func (h *httpServer) stallTimeout() {
+	unsent := h.k.conn.Unsent()
+	if h.closing || unsent == 0 {
+		return
+	}
+	// Under TLS bytes count as written before they are sent.
+	if h.active > 0 || h.k.conn.BytesWritten() != h.written || unsent < h.unsent {
+		h.waiting()
+		return
+	}
+	h.stats.Inc(stream.StatRqIdleTimeout)
+	h.closing = true
+	h.k.conn.Reset()
+}
+
 func (h *httpServer) lifeTimeout() {
 	defer h.k.Worker.Guard(h.k.conn)
 	h.stats.Inc(stream.StatCxMaxDuration)
@@ -501,6 +530,7 @@ func (h *httpServer) Closed(error) {
 	h.closing = true
 	h.idle.Stop()
 	stop(h.head)
+	stop(h.stall)
 	stop(h.life)
 	stop(h.grace)
 	h.stats.Add(stream.StatCxActive, -1)

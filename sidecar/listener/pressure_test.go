@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"sallyport/sidecar/hpack"
 	"sallyport/sidecar/message"
@@ -121,5 +122,63 @@ func TestAClientThatWritesBeforeItReadsGetsItsAnswer(t *testing.T) {
 	s.until("the answer and the end", func() bool { c.read(); return c.gone })
 	if !strings.HasPrefix(string(c.got), "HTTP/1.1 413 ") || !strings.HasSuffix(string(c.got), "too large") || c.err != nil {
 		t.Errorf("answered %q, %v", c.got, c.err)
+	}
+}
+
+// TestAResponseThatIsNotReadDoesNotStay: it is complete, so no stream has a timer any more; what waits
+// for a client that takes nothing is given up after stream_idle_timeout.
+func TestAResponseThatIsNotReadDoesNotStay(t *testing.T) {
+	// A client that would take everything at once, as far as windows go.
+	const settings = "\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x04\x7f\xff\xff\xff"
+	const window = "\x00\x00\x04\x08\x00\x00\x00\x00\x00\x7f\xff\x00\x00"
+	many := getRequests2(1)
+	http2 := preface + settings + window + strings.TrimPrefix(many, preface+"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+	const size = 16 << 20
+	for _, c := range []struct {
+		name, sent string
+		reads      bool
+	}{
+		{"HTTP/1", getRequest, false},
+		{"HTTP/1, a slow reader", getRequest, true},
+		{"HTTP/2", http2, false},
+		{"HTTP/2, a slow reader", http2, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newStepped(t)
+			s.bufferLimit = 32 << 10
+			s.manager.StreamIdle, s.manager.ConnectionIdle = time.Minute, 24*time.Hour
+			s.direct(200, bytes.Repeat([]byte("x"), size))
+			s.serve()
+			client := s.dial(4096)
+			s.send(client, c.sent)
+			k := s.only()
+			s.until("the response waits", func() bool { return k.conn.BytesWritten() > 0 && k.conn.Unsent() > 0 && k.http.active == 0 })
+			s.pass(50 * time.Second)
+			if k.phase == closed {
+				t.Fatal("given up before its time")
+			}
+			if c.reads {
+				for range 20 { // each time as much as makes room for more
+					before := k.conn.BytesWritten()
+					s.until("a piece is sent", func() bool {
+						client.read()
+						return k.conn.BytesWritten() > before || k.conn.Unsent() == 0
+					})
+					s.pass(50 * time.Second)
+				}
+				s.until("everything is read", func() bool { client.read(); return len(client.got) >= size })
+				return
+			}
+			s.pass(2 * time.Minute)
+			s.until("the connection ends", func() bool { return k.phase == closed })
+			if n := s.manager.Stats.Value(stream.StatRqIdleTimeout); n != 1 {
+				t.Errorf("downstream_rq_idle_timeout is %d", n)
+			}
+			// The client must not take a part for the whole.
+			s.until("the client learns of it", func() bool { client.read(); return client.gone })
+			if client.err == nil {
+				t.Error("the end looks like a good one")
+			}
+		})
 	}
 }
