@@ -2,8 +2,12 @@ package hpack
 
 import "sallyport/sidecar/message"
 
-// maxName bounds a field name, which a Head counts in 16 bits.
-const maxName = 1 << 15
+const (
+	// maxName bounds a field name, which a Head counts in 16 bits.
+	maxName = 1 << 15
+	// keptString is the memory for Huffman strings that is kept from one block to the next.
+	keptString = 4 << 10
+)
 
 // Decoder decodes the header blocks that one peer sends on one connection.
 type Decoder struct {
@@ -47,6 +51,17 @@ type list struct {
 // and values, the order and the number of pseudo-header fields checked as RFC
 // 9113 §8.2 and §8.3 say. After ErrLimit and ErrField h holds a part of them.
 func (d *Decoder) Decode(p []byte, h *message.Head) error {
+	err := d.decode(p, h)
+	if cap(d.name) > keptString {
+		d.name = nil
+	}
+	if cap(d.value) > keptString {
+		d.value = nil
+	}
+	return err
+}
+
+func (d *Decoder) decode(p []byte, h *message.Head) error {
 	l := list{h: h, left: d.maxBytes, count: d.maxCount}
 	first := true
 	for len(p) > 0 {

@@ -71,7 +71,6 @@ var readers = sync.Pool{New: func() any { return new(reader) }}
 
 func newReader(k kind, l limits, u Underscores) *reader {
 	d := readers.Get().(*reader)
-	d.head.Reset()
 	d.kind, d.limits, d.under = k, l, u
 	d.size, d.scanned, d.count = 0, 0, 0
 	d.started, d.blank = k == trailers, false
@@ -79,7 +78,16 @@ func newReader(k kind, l limits, u Underscores) *reader {
 	return d
 }
 
-func (d *reader) free() { readers.Put(d) }
+// keptName is the memory for a long name that a reader keeps.
+const keptName = 1 << 10
+
+func (d *reader) free() {
+	d.head.Reset() // also gives up what is large
+	if cap(d.long) > keptName {
+		d.long = nil
+	}
+	readers.Put(d)
+}
 
 // read consumes lines of p up to the empty one. What it does not consume must
 // be the beginning of p at the next call. The outcome does not depend on how

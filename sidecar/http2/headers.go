@@ -105,7 +105,12 @@ func (c *Conn) onContinuation(h *header, p []byte) *ConnError {
 // changes the table that both sides share (§4.3).
 func (c *Conn) onBlock(id uint32, p []byte, end bool) *ConnError {
 	c.Turn.Spend(message.HeadCost)
-	c.head.Reset()
+	err := c.takeBlock(id, p, end)
+	c.head.Reset() // after its use, so that an idle connection keeps no large one
+	return err
+}
+
+func (c *Conn) takeBlock(id uint32, p []byte, end bool) *ConnError {
 	err := c.dec.Decode(p, &c.head)
 	if err != nil && err != hpack.ErrLimit && err != hpack.ErrField {
 		return connError(CompressionError, err.Error())

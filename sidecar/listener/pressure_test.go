@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -180,5 +182,46 @@ func TestAResponseThatIsNotReadDoesNotStay(t *testing.T) {
 				t.Error("the end looks like a good one")
 			}
 		})
+	}
+}
+
+// TestABurstOfLargeHeadsDoesNotStayInMemory: streams, codecs and heads are kept for reuse, but not with the memory of the
+// largest that each of them has seen.
+func TestABurstOfLargeHeadsDoesNotStayInMemory(t *testing.T) {
+	skipUnderRace(t)
+	const requests, size = 400, 50000
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // it accepts nothing, and answers nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	s := newStepped(t)
+	s.to(silent.Addr().String())
+	s.serve()
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC() // what is in pools goes with the second
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	request := "GET / HTTP/1.1\r\nHost: a\r\nCookie: " + strings.Repeat("x", size) + "\r\n\r\n"
+	before := heap()
+	active := func() int64 { return s.manager.Stats.Value(stream.StatRqActive) }
+	var clients []*socket
+	for i := range requests {
+		c := s.dial(0)
+		s.send(c, request)
+		s.until("the request is under way", func() bool { return active() == int64(i+1) })
+		clients = append(clients, c)
+	}
+	during := heap() - before
+	for _, c := range clients {
+		c.close()
+	}
+	s.until("the connections are gone", func() bool { return len(s.open()) == 0 })
+	// The worker's pool of buffers is bounded by itself.
+	if after := heap() - before; during < requests*size || after > during/3 {
+		t.Errorf("%d KiB during the burst, %d KiB after it", during>>10, after>>10)
 	}
 }

@@ -36,10 +36,23 @@ type field struct {
 // MaxFields bounds what first can index; codecs enforce far lower limits.
 const MaxFields = 1 << 15
 
-// Reset empties h and keeps its memory.
+// What a Head keeps for its next use. Heads are kept in free lists by the
+// thousand: a burst of large ones must not stay in memory for good. Nearly all
+// heads are smaller; one that is not costs a few allocations.
+const (
+	keptArena  = 8 << 10
+	keptFields = 256
+	startArena = 1 << 10
+)
+
+// Reset empties h and keeps its memory, unless that is large.
 func (h *Head) Reset() {
-	h.arena = h.arena[:0]
-	h.fields = h.fields[:0]
+	if h.arena = h.arena[:0]; cap(h.arena) > keptArena {
+		h.arena = make([]byte, 0, startArena)
+	}
+	if h.fields = h.fields[:0]; cap(h.fields) > keptFields {
+		h.fields = nil
+	}
 	h.first = [nameCount]uint16{}
 }
 

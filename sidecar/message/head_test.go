@@ -125,6 +125,28 @@ func TestTheMarkOfASensitiveFieldStaysWithIt(t *testing.T) {
 	}
 }
 
+func TestAHeadKeepsNoLargeMemory(t *testing.T) {
+	var h Head
+	for range 3 {
+		for i := range 5000 {
+			h.AddString("x-name", strings.Repeat("v", i%50))
+		}
+		if cap(h.arena) <= keptArena || cap(h.fields) <= keptFields {
+			t.Fatal("the head is not large")
+		}
+		h.Reset()
+		if h.Len() != 0 || cap(h.arena) > keptArena || cap(h.fields) > keptFields {
+			t.Errorf("%d bytes and %d fields are kept", cap(h.arena), cap(h.fields))
+		}
+	}
+	// Up to the bound it allocates nothing.
+	value := strings.Repeat("v", keptArena/2)
+	h.AddString("x-name", value)
+	if n := testing.AllocsPerRun(100, func() { h.Reset(); h.AddString("x-name", value) }); n != 0 {
+		t.Errorf("%v allocations for a head of half the bound", n)
+	}
+}
+
 func TestStatusCode(t *testing.T) {
 	for v, want := range map[string]int{"200": 200, "099": 99, "20": 0, "2000": 0, "2x0": 0, "": 0} {
 		var h Head
@@ -148,5 +170,17 @@ func BenchmarkHead(b *testing.B) {
 		if h.Lookup("x-custom") == nil {
 			b.Fatal("lost")
 		}
+	}
+}
+
+// BenchmarkHeadReset is what giving memory back costs where there is none to give: Reset alone, of a head of a usual size.
+func BenchmarkHeadReset(b *testing.B) {
+	var h Head
+	for i := range 12 {
+		h.AddString("x-name", strings.Repeat("v", 20*i))
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		h.Reset()
 	}
 }
