@@ -156,6 +156,9 @@ func (c *Conn) ID() uint64 { return c.id }
 // Worker is the connection's owner.
 func (c *Conn) Worker() *loop.Worker { return c.w }
 
+// NowMono is the worker's clock in nanoseconds, read once per turn: for the codecs, which have none of their own.
+func (c *Conn) NowMono() int64 { return c.w.NowMono() }
+
 // FD is the socket, -1 when closed; for socket options.
 func (c *Conn) FD() int { return c.fd }
 

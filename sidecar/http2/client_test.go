@@ -3,6 +3,7 @@ package http2
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 
@@ -13,6 +14,8 @@ import (
 )
 
 func newDecoder() *hpack.Decoder { return hpack.NewDecoder(4096, nil) }
+
+func newEncoder(w io.Writer) *hpack.Encoder { return hpack.NewEncoder(w) }
 
 // client is a client's connection whose peer is a framer of x/net.
 type client struct {

@@ -31,6 +31,8 @@ type Conn struct {
 	OnRefused func(status int)
 	// Turn bounds what Feed does in a turn of the loop.
 	Turn message.Turn
+	// Shared says on a server that the peer is a proxy that sends the requests of many users on this connection.
+	Shared bool
 
 	out      Output
 	o        Options
@@ -82,10 +84,11 @@ type Conn struct {
 	spare        spareHeads
 
 	limits   limits
-	goneAway bool // GOAWAY with our final word was sent
-	graceful bool // GOAWAY with the highest identifier was sent
-	peerGone bool // GOAWAY was received
-	closed   bool // nothing is read or written any more
+	written  uint64 // bytes that went into the Output
+	goneAway bool   // GOAWAY with our final word was sent
+	graceful bool   // GOAWAY with the highest identifier was sent
+	peerGone bool   // GOAWAY was received
+	closed   bool   // nothing is read or written any more
 }
 
 // NewServer returns the codec of an accepted connection.
@@ -104,19 +107,22 @@ func NewClient(out Output, o *Options) *Conn {
 }
 
 func newConn(out Output, o Options) *Conn {
-	return &Conn{
+	c := &Conn{
 		out: out, o: o,
 		dec:        hpack.NewDecoder(o.HeaderTableSize, o.MaxHeaderBytes, o.MaxHeaderCount),
 		enc:        hpack.NewEncoder(o.HeaderTableSize),
 		sendWindow: defaultWindow, peerWindow: defaultWindow, recvWindow: defaultWindow,
 		peerFrame: minMaxFrame, peerStreams: defaultStreams,
 	}
+	c.limits.init(out.NowMono(), &c.o)
+	return c
 }
 
 // Start sends the preface and SETTINGS.
 func (c *Conn) Start() {
 	if !c.server {
 		c.out.Buffer().AppendString(preface)
+		c.written += uint64(len(preface))
 	}
 	var b [frameHeaderLen + 6*6]byte
 	n := frameHeaderLen
@@ -155,9 +161,6 @@ func (c *Conn) Feed(p []byte) (int, error) {
 		return len(p), nil
 	}
 	c.recycle()
-	if c.out.Buffer().Len() == 0 {
-		c.limits.control = 0 // the peer reads our answers
-	}
 	c.depth++
 	n, err := c.feed(p)
 	c.depth--
@@ -276,7 +279,7 @@ func (c *Conn) onFrame(h *header, p []byte) *ConnError {
 	case frameWindowUpdate:
 		return c.onWindowUpdate(h, p)
 	default:
-		return c.limits.idle() // unknown types are ignored (§5.5), but counted
+		return c.idleFrame() // unknown types are ignored (§5.5), but counted
 	}
 }
 

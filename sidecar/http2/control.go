@@ -5,7 +5,7 @@ import "sallyport/sidecar/message"
 // onPriority ignores priorities, which are deprecated (RFC 9113 §5.3.2), but
 // not their mistakes.
 func (c *Conn) onPriority(h *header, p []byte) *ConnError {
-	if err := c.limits.prioritized(&c.o); err != nil {
+	if err := c.prioritized(); err != nil {
 		return err
 	}
 	code := NoError
@@ -29,9 +29,10 @@ func (c *Conn) onPriority(h *header, p []byte) *ConnError {
 func (c *Conn) onReset(h *header, p []byte) *ConnError {
 	s := c.streams.get(h.stream)
 	if s == nil {
-		return c.limits.idle() // it crossed ours, or our END_STREAM
+		return c.idleFrame() // it crossed ours, or our END_STREAM
 	}
 	c.ended.add(s.id)
+	early := s.early()
 	if !c.server && s.recvEnd {
 		// The response is complete: the server does not want the rest of
 		// the request, whatever it says (§8.1).
@@ -40,16 +41,15 @@ func (c *Conn) onReset(h *header, p []byte) *ConnError {
 		s.settle()
 		return nil
 	}
-	var err *ConnError
-	if c.server {
-		err = c.limits.reset(&c.o)
-	}
 	why := message.RemoteReset
 	if ErrCode(be32(p)) == RefusedStream && !c.server && !s.begun {
 		why = message.Refused
 	}
 	s.end(why)
-	return err
+	if c.server && early {
+		return c.takenBack()
+	}
+	return nil
 }
 
 // onSettings is §6.5.
@@ -62,7 +62,7 @@ func (c *Conn) onSettings(h *header, p []byte) *ConnError {
 			c.acked = true
 			c.dec.Acknowledged(c.o.HeaderTableSize)
 		}
-		return c.limits.idle()
+		return c.idleFrame()
 	}
 	window := c.peerWindow
 	if !c.settings {
@@ -108,7 +108,7 @@ func (c *Conn) onSettings(h *header, p []byte) *ConnError {
 	if !c.server {
 		c.streamClosed() // there may be room for more streams now
 	}
-	return c.limits.answered(&c.o)
+	return c.control()
 }
 
 // moveWindows applies a change of SETTINGS_INITIAL_WINDOW_SIZE to all streams,
@@ -129,13 +129,13 @@ func (c *Conn) onPing(h *header, p []byte) *ConnError {
 		if c.OnPingAck != nil {
 			c.OnPingAck(uint64(be32(p))<<32 | uint64(be32(p[4:])))
 		}
-		return c.limits.idle()
+		return c.idleFrame()
 	}
 	var b [frameHeaderLen + 8]byte
 	putHeader(b[:], 8, framePing, flagAck, 0)
 	copy(b[frameHeaderLen:], p)
 	c.write(b[:])
-	return c.limits.answered(&c.o)
+	return c.control()
 }
 
 // Ping asks for a sign of life; OnPingAck gets the data back.
@@ -164,12 +164,12 @@ func (c *Conn) onGoAway(p []byte) *ConnError {
 	if c.OnGoAway != nil {
 		c.OnGoAway()
 	}
-	return c.limits.idle()
+	return c.idleFrame()
 }
 
 // onWindowUpdate is §6.9.
 func (c *Conn) onWindowUpdate(h *header, p []byte) *ConnError {
-	if err := c.limits.windowUpdate(&c.o); err != nil {
+	if err := c.windowUpdated(); err != nil {
 		return err
 	}
 	n := int64(be32(p) &^ (1 << 31))
@@ -204,10 +204,14 @@ func (c *Conn) onWindowUpdate(h *header, p []byte) *ConnError {
 
 // streamError resets a stream for what the peer did (§5.4.2).
 func (c *Conn) streamError(s *Stream, code ErrCode) *ConnError {
+	early := s.early()
 	c.writeReset(s.id, code)
 	s.end(message.ProtocolError)
-	if c.server {
-		return c.limits.reset(&c.o)
+	if err := c.answered(); err != nil {
+		return err
+	}
+	if c.server && early {
+		return c.takenBack()
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ func (c *Conn) beginData(h *header, pad []byte) *ConnError {
 		}
 		c.data.left, c.data.pad = h.length-1-uint32(pad[0]), uint32(pad[0])
 	}
-	if err := c.limits.payload(c.data.left, c.data.end, &c.o); err != nil {
+	if err := c.payload(c.data.left, c.data.end); err != nil {
 		return err
 	}
 	// Flow control counts the whole payload, padding included (§6.9.1), and

@@ -19,6 +19,7 @@ type sink struct {
 	pool buffer.Pool
 	b    *buffer.Buffer
 	full bool
+	now  int64
 }
 
 func newSink() *sink {
@@ -30,6 +31,7 @@ func newSink() *sink {
 func (s *sink) Buffer() *buffer.Buffer { return s.b }
 func (s *sink) Flush()                 {}
 func (s *sink) Full() bool             { return s.full }
+func (s *sink) NowMono() int64         { return s.now }
 
 func (s *sink) take() []byte {
 	p := bytes.Clone(s.b.Bytes())

@@ -46,7 +46,7 @@ func (c *Conn) onHeaders(h *header, p []byte) *ConnError {
 	if err := c.mayHaveHead(h.stream); err != nil {
 		return err
 	}
-	if err := c.limits.payload(uint32(len(p)), h.has(flagEndStream), &c.o); err != nil {
+	if err := c.payload(uint32(len(p)), h.has(flagEndStream)); err != nil {
 		return err
 	}
 	if h.has(flagEndHeaders) {
@@ -78,7 +78,7 @@ func (c *Conn) onContinuation(h *header, p []byte) *ConnError {
 	if b.stream == 0 {
 		return connError(ProtocolError, "CONTINUATION without HEADERS")
 	}
-	if err := c.limits.payload(uint32(len(p)), false, &c.o); err != nil {
+	if err := c.payload(uint32(len(p)), false); err != nil {
 		return err
 	}
 	// A block that decodes to more than the limit is answered, so it may

@@ -25,6 +25,8 @@ type Output interface {
 	// Full says that more than the high mark waits for the socket. Where it
 	// answered true, the owner calls Conn.Writable once there is room.
 	Full() bool
+	// NowMono is a clock in nanoseconds that never goes back. It costs no system call.
+	NowMono() int64
 }
 
 // Options are a codec's limits. The zero value of each field is its default. In
@@ -62,10 +64,9 @@ type Options struct {
 	// MaxWindowUpdates for each DATA frame that was sent: 10
 	// (max_inbound_window_update_frames_per_data_frame_sent).
 	MaxWindowUpdates int
-	// MaxResets is how many streams a client may have end early, by its own
-	// RST_STREAM or by what makes the server send one, while these are more
-	// than half of the last streams: 500, as Envoy's
-	// overload.premature_reset_total_stream_count.
+	// MaxResets is how many streams a client may have end within their first second and before their response
+	// began, by its own RST_STREAM or by what makes the server send one: 500 at once, as Envoy's
+	// overload.premature_reset_total_stream_count, a fifth of it a second, and one for each stream that was answered.
 	MaxResets int
 }
 

@@ -17,11 +17,9 @@ func (c *Conn) onRequest(id uint32, end bool, bad error) *ConnError {
 		return nil // above what GOAWAY named; the client knows (§6.8)
 	}
 	c.taken = id
-	c.limits.open(&c.o)
-	if c.active >= int(c.o.MaxConcurrentStreams) {
-		c.writeReset(id, RefusedStream) // §5.1.2
-		c.refused(503)
-		return c.limits.reset(&c.o)
+	c.limits.opening()
+	if c.active >= int(c.o.MaxConcurrentStreams) || c.refusing() {
+		return c.refuseStream(id)
 	}
 	s := c.newStream()
 	s.id = id
@@ -33,7 +31,7 @@ func (c *Conn) onRequest(id uint32, end bool, bad error) *ConnError {
 		c.head.SetStatus(431) // RFC 6585 §5: the client learns what was wrong
 		c.head.AddNameString(message.ContentLength, "0")
 		s.Head(&c.head, true)
-		return c.limits.reset(&c.o)
+		return nil
 	}
 	if bad != nil || !s.request(&c.head, end) {
 		c.refused(400)
@@ -45,6 +43,20 @@ func (c *Conn) onRequest(id uint32, end bool, bad error) *ConnError {
 	s.r = c.acceptor.NewStream(s)
 	s.r.Head(&c.head, end)
 	return nil
+}
+
+// refuseStream is §5.1.2. A peer that knows the limit and goes above it is counted; one that cannot know it yet, or
+// that meets another limit, is not, beyond what it must read.
+func (c *Conn) refuseStream(id uint32) *ConnError {
+	c.writeReset(id, RefusedStream)
+	c.refused(503)
+	if err := c.answered(); err != nil {
+		return err
+	}
+	if c.acked && !c.Shared {
+		return c.takenBack()
+	}
+	return c.idleFrame()
 }
 
 func (c *Conn) refused(status int) {

@@ -59,6 +59,7 @@ type Stream struct {
 	out        buffer.Buffer // content that waits for window or Output
 	tail       *message.Head
 
+	since   int64 // when it was opened
 	gone    bool
 	live    links
 	waiting *sendList
@@ -77,7 +78,7 @@ func (c *Conn) newStream() *Stream {
 	} else {
 		s = new(Stream)
 	}
-	*s = Stream{c: c, length: -1, sendWindow: c.peerWindow, recvWindow: int64(c.o.InitialStreamWindow)}
+	*s = Stream{c: c, length: -1, since: c.out.NowMono(), sendWindow: c.peerWindow, recvWindow: int64(c.o.InitialStreamWindow)}
 	if !c.acked {
 		s.recvWindow = max(s.recvWindow, defaultWindow) // the peer may not know ours yet (§6.9.3)
 	}
@@ -120,6 +121,9 @@ func (s *Stream) remove(told bool) {
 	}
 	c.live.remove(s)
 	c.active--
+	if c.server && s.headGiven {
+		c.limits.paid(&c.o)
+	}
 	if told || s.ended {
 		c.dead = append(c.dead, s)
 	}
@@ -308,7 +312,7 @@ func (s *Stream) open() bool {
 	s.id = c.next
 	c.next += 2
 	c.seen = s.id
-	c.limits.open(&c.o)
+	c.limits.opening()
 	c.streams.put(s)
 	return true
 }

@@ -11,6 +11,7 @@ const (
 )
 
 func (c *Conn) write(b []byte) {
+	c.written += uint64(len(b))
 	c.out.Buffer().Append(b)
 	c.out.Flush()
 }
@@ -68,6 +69,7 @@ func (c *Conn) writeBlock(id uint32, b []byte, flags uint8) {
 	if cap(b) <= scratchKept {
 		c.scratch = b[:0]
 	}
+	c.limits.progress()
 	kind := frameHeaders
 	for {
 		n := min(len(b)-frameHeaderLen, c.peerFrame)
@@ -191,7 +193,8 @@ func (s *Stream) writeData(p []byte, end bool) {
 	c.out.Flush()
 	s.sendWindow -= int64(len(p))
 	c.sendWindow -= int64(len(p))
-	c.limits.dataSent++
+	c.written += uint64(frameHeaderLen + len(p))
+	c.limits.sentData(&c.o)
 }
 
 // queue has a stream wait for its turn, if it has something that it may send.
