@@ -66,7 +66,7 @@ func (c *Conn) mayHaveHead(id uint32) *ConnError {
 	case c.idle(id):
 	case c.ended.has(id):
 		return connError(StreamClosed, "HEADERS on a stream after its end")
-	case c.server && id <= c.taken && !c.reset.has(id):
+	case c.server && id <= c.taken && !c.reset.has(id) && !c.reset.older(id):
 		return connError(ProtocolError, "a stream's identifier is lower than that of one before")
 	}
 	return nil // open, new, or reset by us when this was on its way

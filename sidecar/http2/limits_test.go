@@ -267,8 +267,60 @@ func TestIdentifiersAreFound(t *testing.T) {
 		}
 	}
 	table.remove(3)
-	if table.n != len(model) {
-		t.Error(table.n, len(model))
+	displaced := 0
+	for i, s := range table.slots {
+		if s != nil && table.home(s.id) != i {
+			displaced++
+		}
+	}
+	if table.n != len(model) || table.displaced != displaced {
+		t.Error(table.n, len(model), table.displaced, displaced)
+	}
+}
+
+func TestWhichStreamsAreRemembered(t *testing.T) {
+	var m memory
+	model := map[uint32]bool{}
+	rnd, top := uint32(1), uint32(0)
+	for i := range 3000 {
+		rnd = rnd*1664525 + 1013904223
+		id := top + rnd>>16%40*2 + 1
+		if i%500 == 499 {
+			id += rnd >> 16 % 3 * memorySpan
+		}
+		if i%3 == 0 && id > 300 {
+			id -= 2 * (rnd >> 20 % 100)
+		}
+		id |= 1
+		m.add(id)
+		model[id] = true
+		top = max(top, id)
+		for back := uint32(0); back < 2*memorySpan && back < top; back += 2 {
+			if id := top - back; m.has(id) != model[id] || m.older(id) {
+				t.Fatalf("step %d: stream %d, %d before the highest: %v", i, id, back, m.has(id))
+			}
+		}
+		if m.has(top+2) || m.has(top-2*memorySpan) {
+			t.Fatal("what was never added is remembered")
+		}
+	}
+}
+
+// TestManyStreamsAreResetAtOnce: what was on its way for each is dropped, and the connection goes on.
+func TestManyStreamsAreResetAtOnce(t *testing.T) {
+	s := newServer(t, &Options{MaxConcurrentStreams: 1000})
+	for id := uint32(1); id < 2000; id += 2 {
+		s.request(id, false)
+	}
+	for _, r := range s.tapes {
+		r.s.Reset(message.LocalReset)
+	}
+	for id := uint32(1); id < 2000; id += 2 {
+		s.data(id, false, "on its way")
+		s.headers(id, true, "x-trailer=1")
+	}
+	if s.err != nil {
+		t.Error(s.err)
 	}
 }
 

@@ -4,8 +4,9 @@ package http2
 // Identifiers that follow each other, as those of clients do, never collide;
 // those of a hostile one cost at most as many steps as it has streams.
 type idTable struct {
-	slots []*Stream // a power of two, at most half full
-	n     int
+	slots     []*Stream // a power of two, at most half full
+	n         int
+	displaced int // that are not in their home slot; 0 as long as streams end in about the order in which they came
 }
 
 func (t *idTable) home(id uint32) int { return int(id>>1) & (len(t.slots) - 1) }
@@ -25,22 +26,28 @@ func (t *idTable) put(s *Stream) {
 	if 2*(t.n+1) > len(t.slots) {
 		old := t.slots
 		t.slots = make([]*Stream, max(16, 2*len(old)))
+		t.displaced = 0
 		for _, o := range old {
 			if o != nil {
-				t.slots[t.hole(o.id)] = o
+				t.place(o)
 			}
 		}
 	}
-	t.slots[t.hole(s.id)] = s
+	t.place(s)
 	t.n++
 }
 
-func (t *idTable) hole(id uint32) int {
-	i := t.home(id)
+// place puts a stream into the first free slot from its home on.
+func (t *idTable) place(s *Stream) {
+	home := t.home(s.id)
+	i := home
 	for t.slots[i] != nil {
 		i = (i + 1) & (len(t.slots) - 1)
 	}
-	return i
+	t.slots[i] = s
+	if i != home {
+		t.displaced++
+	}
 }
 
 func (t *idTable) remove(id uint32) {
@@ -53,9 +60,16 @@ func (t *idTable) remove(id uint32) {
 		i = (i + 1) & mask
 	}
 	t.n--
-	// Close the hole: what probing past it found must still be found.
-	for j := (i + 1) & mask; t.slots[j] != nil; j = (j + 1) & mask {
-		if (j-t.home(t.slots[j].id))&mask >= (j-i)&mask {
+	if i != t.home(id) {
+		t.displaced--
+	}
+	// Close the hole: what probing past it found must still be found. Nothing was where nothing is displaced, and
+	// the run of live streams need not be walked through.
+	for j := (i + 1) & mask; t.displaced > 0 && t.slots[j] != nil; j = (j + 1) & mask {
+		if home := t.home(t.slots[j].id); (j-home)&mask >= (j-i)&mask {
+			if i == home {
+				t.displaced--
+			}
 			t.slots[i] = t.slots[j]
 			i = j
 		}
@@ -117,22 +131,40 @@ func (l *sendList) remove(s *Stream) {
 	s.turn, s.waiting = links{}, nil
 }
 
-// memory remembers the last identifiers that were added.
+// memorySpan is for how many streams back a memory knows of each whether it was added.
+const memorySpan = 4096
+
+// memory is a set of identifiers of streams, exact for the last memorySpan streams before the highest that was added:
+// a proxy that resets streams of many users at once must not take what was on its way for an error.
 type memory struct {
-	ids [128]uint32
-	at  uint8
+	bits [memorySpan / 64]uint64
+	top  uint32 // the highest that was added
 }
 
 func (m *memory) add(id uint32) {
-	m.ids[m.at%uint8(len(m.ids))] = id
-	m.at++
+	if id > m.top {
+		m.forget(id)
+		m.top = id
+	} else if m.older(id) {
+		return
+	}
+	m.bits[id>>1%memorySpan/64] |= 1 << (id >> 1 % 64)
+}
+
+// forget clears the places of the streams between top and id, which others had before.
+func (m *memory) forget(id uint32) {
+	if id-m.top >= 2*memorySpan {
+		m.bits = [memorySpan / 64]uint64{}
+		return
+	}
+	for n := m.top>>1 + 1; n <= id>>1; n++ {
+		m.bits[n%memorySpan/64] &^= 1 << (n % 64)
+	}
 }
 
 func (m *memory) has(id uint32) bool {
-	for _, o := range m.ids {
-		if o == id {
-			return true
-		}
-	}
-	return false
+	return id <= m.top && !m.older(id) && m.bits[id>>1%memorySpan/64]&(1<<(id>>1%64)) != 0
 }
+
+// older says that the stream is from before what is remembered.
+func (m *memory) older(id uint32) bool { return id <= m.top && m.top-id >= 2*memorySpan }
