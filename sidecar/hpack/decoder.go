@@ -44,6 +44,7 @@ type list struct {
 	left, count int // bytes and fields that the limits leave
 	over, bad   bool
 	regular     bool                     // a field that is no pseudo-header field came
+	cookie      bool                     // a Cookie field came
 	seen        [message.Status + 1]bool // pseudo-header fields that came
 }
 
@@ -96,6 +97,7 @@ func (d *Decoder) decode(p []byte, h *message.Head) error {
 			return err
 		}
 	}
+	d.name, d.value = small(d.name), small(d.value)
 	switch {
 	case l.over:
 		return ErrLimit
@@ -103,6 +105,16 @@ func (d *Decoder) decode(p []byte, h *message.Head) error {
 		return ErrField
 	}
 	return nil
+}
+
+// scratchKept is the memory for strings of Huffman code that is kept from one block to the next.
+const scratchKept = 4 << 10
+
+func small(b []byte) []byte {
+	if cap(b) > scratchKept {
+		return nil
+	}
+	return b
 }
 
 // indexed is §6.1: a whole field by its index.
@@ -177,10 +189,14 @@ func (d *Decoder) literal(p []byte, l *list) ([]byte, error) {
 // add takes one field, and says whether it is in the head.
 func (l *list) add(known message.Name, c class, name, value []byte) bool {
 	l.left -= len(name) + len(value) + entryOverhead
-	l.count--
+	// Crumbs of a cookie count as the one field that they are put together to (RFC 9113 §8.2.3); their bytes count each.
+	if known != message.Cookie || !l.cookie {
+		l.count--
+		l.cookie = l.cookie || known == message.Cookie
+	}
 	// Beyond the limit fields are decoded for the table's sake alone:
 	// nothing is stored that a byte on the wire could multiply.
-	if l.left < 0 || l.count < 0 || len(name) > maxName {
+	if l.left < 0 || l.count < 0 || len(name) > maxName || l.h.Len() == message.MaxFields {
 		l.over = true
 	}
 	if l.over {

@@ -131,6 +131,18 @@ func TestAHeadThatIsTooLargeIsAnswered(t *testing.T) {
 	}
 }
 
+func TestManyCrumbsOfACookieAreOneField(t *testing.T) {
+	s := newServer(t, nil)
+	var crumbs []string
+	for i := range 110 {
+		crumbs = append(crumbs, fmt.Sprintf("cookie=k%d=v", i))
+	}
+	s.request(1, true, crumbs...)
+	if len(s.tapes) != 1 || !strings.Contains(s.tapes[0].String(), "cookie=k0=v; k1=v; ") || strings.Count(s.tapes[0].String(), "cookie=") != 1 {
+		t.Error(s.refuse, s.tapes)
+	}
+}
+
 func TestTooManyStreamsAreRefused(t *testing.T) {
 	s := newServer(t, &Options{MaxConcurrentStreams: 2})
 	for id := uint32(1); id < 9; id += 2 {
