@@ -77,6 +77,8 @@ type Conn struct {
 	prefaceLeft int
 	data        dataFrame
 	block       headerBlock
+	cutHead     bool  // a part of a HEADERS or CONTINUATION frame was left to the next Feed
+	headSince   int64 // since when a head is open, 0 where none is
 
 	// Streams that we reset, and those whose peer said its last, of late:
 	// what still comes for the former was on its way, for the latter it is an error (§5.1).
@@ -96,6 +98,7 @@ func NewServer(out Output, o *Options, a Acceptor) *Conn {
 	c := newConn(out, o.filled(true))
 	c.server, c.acceptor = true, a
 	c.prefaceLeft = len(preface)
+	c.headSince = max(1, out.NowMono())
 	return c
 }
 
@@ -162,14 +165,29 @@ func (c *Conn) Feed(p []byte) (int, error) {
 	}
 	c.recycle()
 	c.depth++
+	c.cutHead = false
 	n, err := c.feed(p)
 	c.depth--
 	if err != nil {
 		c.die(err)
 		return n, err
 	}
+	if !c.HeadOpen() {
+		c.headSince = 0
+	} else if c.headSince == 0 {
+		c.headSince = max(1, c.out.NowMono())
+	}
 	return n, nil
 }
+
+// HeadOpen says on a server that the client has begun something that it must complete, and that no stream stands for
+// yet: its preface, SETTINGS included (RFC 9113 §3.4), or a header block (§4.3).
+func (c *Conn) HeadOpen() bool {
+	return c.server && !c.closed && (!c.settings || c.block.stream != 0 || c.cutHead)
+}
+
+// HeadSince is since when, by the Output's clock; 0 where nothing is open. It starts anew with each head.
+func (c *Conn) HeadSince() int64 { return c.headSince }
 
 func (c *Conn) feed(p []byte) (int, *ConnError) {
 	n := 0
@@ -216,6 +234,7 @@ func (c *Conn) feed(p []byte) (int, *ConnError) {
 		}
 		end := n + frameHeaderLen + int(h.length)
 		if len(p) < end {
+			c.cutHead = h.kind == frameHeaders || h.kind == frameContinuation
 			return n, nil
 		}
 		if err := c.onFrame(&h, p[n+frameHeaderLen:end]); err != nil {

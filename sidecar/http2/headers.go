@@ -105,6 +105,7 @@ func (c *Conn) onContinuation(h *header, p []byte) *ConnError {
 // changes the table that both sides share (§4.3).
 func (c *Conn) onBlock(id uint32, p []byte, end bool) *ConnError {
 	c.Turn.Spend(message.HeadCost)
+	c.headSince = 0
 	err := c.takeBlock(id, p, end)
 	c.head.Reset() // after its use, so that an idle connection keeps no large one
 	return err

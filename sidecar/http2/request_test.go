@@ -314,3 +314,75 @@ func TestAnUpgradeNamesOneProtocol(t *testing.T) {
 		})
 	}
 }
+
+// TestAHeadIsOpen as long as the client owes the rest of its preface or of a header block.
+func TestAHeadIsOpen(t *testing.T) {
+	block := "\x82\x87\x84\x41\x01h"
+	whole := string(raw(nil, frameHeaders, flagEndHeaders, 1, block))
+	first := string(raw(nil, frameHeaders, 0, 3, block))
+	rest := string(raw(nil, frameContinuation, flagEndHeaders, 3, ""))
+	data := string(raw(nil, frameData, 0, 1, "hello"))
+	settings := string(raw(nil, frameSettings, 0, 0, ""))
+	for _, c := range []struct {
+		name string
+		sent []string
+		open bool
+	}{
+		{"nothing", nil, true},
+		{"a part of the preface", []string{preface[:10]}, true},
+		{"the preface without SETTINGS", []string{preface}, true},
+		{"a part of SETTINGS", []string{preface + settings[:8]}, true},
+		{"the whole preface", []string{preface + settings}, false},
+		{"a whole head", []string{preface + settings, whole}, false},
+		{"a part of HEADERS", []string{preface + settings, whole[:12]}, true},
+		{"HEADERS without END_HEADERS", []string{preface + settings, first}, true},
+		{"a part of CONTINUATION", []string{preface + settings, first, rest[:9-1]}, true},
+		{"HEADERS and CONTINUATION", []string{preface + settings, first + rest}, false},
+		{"a part of a frame's header, of whatever kind", []string{preface + settings, whole[:3]}, false},
+		{"a part of DATA", []string{preface + settings, whole + data[:12]}, false},
+	} {
+		out := newSink()
+		s := NewServer(out, nil, acceptFunc(func(s *Stream) message.Receiver { return &tape{t: t, s: s} }))
+		s.Start()
+		var kept []byte
+		for _, p := range c.sent {
+			out.now += 1000
+			kept = append(kept, p...)
+			n, err := s.Feed(kept)
+			if err != nil {
+				t.Fatal(c.name, err)
+			}
+			kept = kept[n:]
+		}
+		if s.HeadOpen() != c.open || (s.HeadSince() != 0) != c.open {
+			t.Errorf("%s: open %v, since %d", c.name, s.HeadOpen(), s.HeadSince())
+		}
+	}
+}
+
+// TestEachHeadHasATimeOfItsOwn: one that is cut is as old as its first byte, whatever came before it in the same turn.
+func TestEachHeadHasATimeOfItsOwn(t *testing.T) {
+	s := newServer(t, nil)
+	block := s.fields(":method=GET", ":scheme=https", ":authority=h", ":path=/")
+	at := func(now int64, frames ...[]byte) int64 {
+		s.out.now = now
+		for _, f := range frames {
+			s.in.Write(f)
+		}
+		s.send()
+		return s.c.HeadSince()
+	}
+	end := raw(nil, frameContinuation, flagEndHeaders, 1, string(block[1:]))
+	if got := at(100, raw(nil, frameHeaders, 0, 1, string(block[:1]))); got != 100 {
+		t.Error(got)
+	}
+	if got := at(200, end[:11]); got != 100 {
+		t.Error("more of it makes it younger:", got)
+	}
+	if got := at(300, end[11:], raw(nil, frameHeaders, 0, 3, string(block[:1]))); got != 300 {
+		t.Error("the next head is as old as the one before:", got)
+	}
+	if got := at(400, raw(nil, frameContinuation, flagEndHeaders, 3, string(block[1:]))); got != 0 || len(s.tapes) != 2 {
+		t.Error(got, len(s.tapes))
+	}
+}
