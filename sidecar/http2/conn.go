@@ -31,8 +31,6 @@ type Conn struct {
 	OnRefused func(status int)
 	// Turn bounds what Feed does in a turn of the loop.
 	Turn message.Turn
-	// Shared says on a server that the peer is a proxy that sends the requests of many users on this connection.
-	Shared bool
 
 	out      Output
 	o        Options
@@ -67,11 +65,15 @@ type Conn struct {
 	// Streams with something to send, in turn: those that can, and those
 	// that wait for the connection's window alone.
 	ready, starved sendList
-	full           int // streams whose sender was told that they are full
+	full           int  // streams whose sender was told that they are full
+	waiting        int  // bytes of all streams that wait for window or Output, heads included
+	over           bool // a sender was told that they are too many
 
 	// What we allow the peer.
 	recvWindow  int64
 	recvUnacked int64 // consumed, and not given back yet
+	held        int64 // content that is kept during pauses, and
+	owed        int64 // how much of it gives no window back: what is above HoldLimit
 
 	// Reading state.
 	prefaceLeft int

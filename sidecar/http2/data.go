@@ -82,9 +82,7 @@ func (c *Conn) onData(p []byte) *ConnError {
 	if s.holds() {
 		s.in.Append(content)
 		s.inEnd = end
-		if !c.server {
-			c.credit(n)
-		}
+		c.hold(n)
 		return nil
 	}
 	s.delivered = end
@@ -97,12 +95,20 @@ func (c *Conn) onData(p []byte) *ConnError {
 	return nil
 }
 
-// credit gives window of the connection back, half of it at a time.
+// hold takes n more bytes that a Pause holds back, or with a negative n takes such bytes back.
 //
-// On a server, content that a Pause holds back gives nothing back: what one
-// client makes us keep is bounded by the connection's window. On a client it
-// does, and is bounded by each stream's window: one slow reader must not stop
-// the responses of all who share the connection.
+// The connection's window is not for holding one stream back, since all who share the connection share it: each
+// stream's own window does that, and what is held gives the connection's window back at once. On a server the sum has
+// a limit, beyond which what is held is withheld from all. What one client makes us keep is bounded by HoldLimit and
+// the connection's window. On a client, each response that is read slowly has a stream window, and nothing else.
+func (c *Conn) hold(n int64) {
+	c.held += n
+	owed := max(0, c.held-int64(c.o.HoldLimit))
+	c.credit(max(n, 0) - (owed - c.owed))
+	c.owed = owed
+}
+
+// credit gives window of the connection back, half of it at a time.
 func (c *Conn) credit(n int64) {
 	c.recvUnacked += n
 	if c.recvUnacked >= int64(c.o.InitialConnWindow)/2 && !c.closed {
@@ -144,9 +150,7 @@ func (s *Stream) deliver() {
 		s.delivered = len(p) == s.in.Len() && s.inEnd && s.inTail == nil
 		s.r.Data(p, s.delivered)
 		s.in.Consume(len(p))
-		if c.server {
-			c.credit(int64(len(p)))
-		}
+		c.hold(-int64(len(p)))
 		if !s.gone {
 			s.credit(int64(len(p)))
 		}
@@ -180,9 +184,7 @@ func (s *Stream) dropInput() {
 	if s.delivering {
 		return // the receiver has a view of it; deliver comes back here
 	}
-	if n := s.in.Len(); n > 0 && s.c.server {
-		s.c.credit(int64(n))
-	}
+	s.c.hold(-int64(s.in.Len()))
 	s.in.Release()
 	s.inEnd = false
 	if s.inTail != nil {

@@ -270,8 +270,7 @@ func TestCancelledRequests(t *testing.T) {
 
 // TestASharedConnectionIsNotEndedForWhatOneUserCancels: new requests are refused for a while, those under way go on.
 func TestASharedConnectionIsNotEndedForWhatOneUserCancels(t *testing.T) {
-	s := newServer(t, nil)
-	s.c.Shared = true
+	s := newServer(t, &Options{Shared: true})
 	s.request(1, true)
 	victim := s.tapes[0]
 	id, taken := uint32(3), 0

@@ -129,11 +129,11 @@ func play(t *testing.T, server bool, how byte, p []byte, piece int) string {
 				t.Fatalf("%d and %d bytes wait on a stream", s.out.Len(), s.in.Len())
 			}
 		})
-		if !server {
-			held = 0
+		if c.held != held {
+			t.Fatalf("%d bytes are held, not %d", held, c.held)
 		}
 		open := int64(c.data.left)
-		if got := c.recvWindow + c.recvUnacked + held + open; failed == nil && got != int64(c.o.InitialConnWindow) {
+		if got := c.recvWindow + c.recvUnacked + c.owed + open; failed == nil && got != int64(c.o.InitialConnWindow) {
 			t.Fatalf("the connection's window is %d", got)
 		}
 		if c.active > 4 || len(c.block.b) > 2*c.o.MaxHeaderBytes+minMaxFrame {
@@ -156,7 +156,7 @@ func play(t *testing.T, server bool, how byte, p []byte, piece int) string {
 		}
 		fmt.Fprintln(&b, r)
 	}
-	if c.active != 0 || c.live.first != nil || c.streams.n != 0 || c.ready.first != nil || c.starved.first != nil || c.full != 0 {
+	if c.active != 0 || c.live.first != nil || c.streams.n != 0 || c.ready.first != nil || c.starved.first != nil || c.full != 0 || c.waiting != 0 || c.held != 0 {
 		t.Fatalf("%d streams are left", c.active)
 	}
 	return fmt.Sprintf("%s%s\n%v", &b, windowUpdates.ReplaceAllString(describe(t, out.take(), nil)+"\n", ""), failed)

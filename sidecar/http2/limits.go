@@ -169,7 +169,7 @@ func (s *Stream) early() bool { return !s.headGiven && s.c.out.NowMono()-s.since
 // A connection that many users share is not ended for what some of them cancel: their requests are refused for as
 // long as they are too many (see refusing), which whoever sent them may repeat (RFC 9113 §8.7).
 func (c *Conn) takenBack() *ConnError {
-	if !c.limits.resets.take(c.out.NowMono(), int64(c.o.MaxResets), c.resetRate()) && !c.Shared {
+	if !c.limits.resets.take(c.out.NowMono(), int64(c.o.MaxResets), c.resetRate()) && !c.o.Shared {
 		return connError(EnhanceYourCalm, "too many streams are reset")
 	}
 	return nil
@@ -178,14 +178,14 @@ func (c *Conn) takenBack() *ConnError {
 // refusing says that no new stream is taken on a shared connection, since too many were taken back.
 func (c *Conn) refusing() bool {
 	b := &c.limits.resets
-	return c.Shared && b.left == 0 && !b.fill(c.out.NowMono(), int64(c.o.MaxResets), c.resetRate())
+	return c.o.Shared && b.left == 0 && !b.fill(c.out.NowMono(), int64(c.o.MaxResets), c.resetRate())
 }
 
 // resetRate is how many streams may end early in each second. On a shared connection it is at least as if each kept
 // its place among the concurrent streams for a second.
 func (c *Conn) resetRate() int64 {
 	n := int64(c.o.MaxResets) / resetSeconds
-	if c.Shared {
+	if c.o.Shared {
 		n = max(n, int64(c.o.MaxConcurrentStreams))
 	}
 	return max(n, 1)

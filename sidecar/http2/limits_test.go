@@ -151,21 +151,49 @@ func TestWindowsAreKept(t *testing.T) {
 		t.Error(s.tapes[0].reset)
 	}
 
-	// The connection's window, over many streams that pause.
-	s = newServer(t, &Options{InitialConnWindow: 70000, InitialStreamWindow: 40000})
-	for id := uint32(1); id < 7; id += 2 {
+	// The connection's window, over many streams that pause: it is given back up to HoldLimit.
+	s = newServer(t, &Options{InitialConnWindow: 70000, InitialStreamWindow: 40000, HoldLimit: 90000})
+	held := 0
+	for id := uint32(1); s.err == nil && id < 100; id += 2 {
 		s.request(id, false)
 		s.tapes[len(s.tapes)-1].s.Pause()
-		for range 3 {
+		for range 4 {
 			s.data(id, false, strings.Repeat("x", 10000))
+			held = max(held, int(s.c.held))
 		}
 	}
-	s.wantError(FlowControlError)
+	if s.wantError(FlowControlError); held < 150000 || held > 160000 {
+		t.Errorf("%d bytes were held", held)
+	}
+}
+
+// TestUploadsThatNobodyReadsStopNoOther on the same connection, until they are as many as may be held.
+func TestUploadsThatNobodyReadsStopNoOther(t *testing.T) {
+	s := newServer(t, nil)
+	upload := func(id uint32, bytes int) (sent int) {
+		for st := s.c.streams.get(id); sent < bytes && st.recvWindow >= 10000 && s.c.recvWindow >= 10000; sent += 10000 {
+			s.data(id, false, strings.Repeat("x", 10000))
+			s.out.b.Release()
+		}
+		return sent
+	}
+	id := uint32(1)
+	for ; id < 2*15; id += 2 {
+		s.request(id, false)
+		s.tapes[len(s.tapes)-1].s.Pause()
+		if n := upload(id, 1<<30); n != 260000 {
+			t.Fatalf("stream %d: %d bytes were taken, its window is %d", id, n, s.c.o.InitialStreamWindow)
+		}
+	}
+	s.request(id, false)
+	if n := upload(id, 10_000_000); n != 10_000_000 {
+		t.Errorf("%d bytes of an upload that is read went through", n)
+	}
 }
 
 // TestNothingOfTheConnectionsWindowIsLost, whatever becomes of streams.
 func TestNothingOfTheConnectionsWindowIsLost(t *testing.T) {
-	s := newServer(t, &Options{MaxResets: 1 << 20})
+	s := newServer(t, &Options{MaxResets: 1 << 20, HoldLimit: 1 << 20})
 	s.setup = func(r *tape) {
 		switch len(s.tapes) % 5 {
 		case 0:
@@ -195,7 +223,10 @@ func TestNothingOfTheConnectionsWindowIsLost(t *testing.T) {
 	}
 	held := int64(0)
 	s.c.visit(func(st *Stream) { held += int64(st.in.Len()) })
-	if got := s.c.recvWindow + s.c.recvUnacked + held; got != int64(s.c.o.InitialConnWindow) {
+	if s.c.held != held {
+		t.Errorf("%d bytes are held, not %d", held, s.c.held)
+	}
+	if got := s.c.recvWindow + s.c.recvUnacked + s.c.owed; got != int64(s.c.o.InitialConnWindow) {
 		t.Errorf("the window is %d, want %d", got, s.c.o.InitialConnWindow)
 	}
 }

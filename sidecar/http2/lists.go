@@ -107,7 +107,7 @@ func (l *liveList) remove(s *Stream) {
 type sendList struct{ first, last *Stream }
 
 func (l *sendList) push(s *Stream) {
-	s.waiting = l
+	s.turnIn = l
 	s.turn = links{prev: l.last}
 	if l.last != nil {
 		l.last.turn.next = s
@@ -128,7 +128,7 @@ func (l *sendList) remove(s *Stream) {
 	} else {
 		l.last = s.turn.prev
 	}
-	s.turn, s.waiting = links{}, nil
+	s.turn, s.turnIn = links{}, nil
 }
 
 // memorySpan is for how many streams back a memory knows of each whether it was added.

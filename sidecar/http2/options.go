@@ -12,6 +12,8 @@
 package http2
 
 import (
+	"math"
+
 	"sallyport/sidecar/buffer"
 	"sallyport/sidecar/message"
 )
@@ -37,7 +39,7 @@ type Options struct {
 	MaxConcurrentStreams uint32
 	// InitialStreamWindow and InitialConnWindow bound what a peer may send
 	// before it is read on (initial_stream_window_size,
-	// initial_connection_window_size): 256 KiB and 1 MiB. Envoy's advice for
+	// initial_connection_window_size): BufferLimit within 64 and 256 KiB, and 1 MiB. Envoy's advice for
 	// an edge is 64 KiB and 1 MiB, its default 16 MiB and 24 MiB.
 	InitialStreamWindow, InitialConnWindow uint32
 	// MaxFrameSize of received frames: 16 KiB, the protocol's least.
@@ -49,8 +51,17 @@ type Options struct {
 	MaxHeaderBytes, MaxHeaderCount int
 	// AllowConnect offers extended CONNECT to clients (RFC 8441; allow_connect).
 	AllowConnect bool
+	// Shared says on a server that the peer is a proxy that sends the requests of many users on this connection, so
+	// that it is not ended for what one of them did.
+	Shared bool
+	// BufferLimit is the high mark of what waits to be sent on all streams together, and the most of StreamBufferLimit:
+	// 1 MiB (per_connection_buffer_limit_bytes of the listener or cluster).
+	BufferLimit int
 	// StreamBufferLimit is the high mark of what waits to be sent on one stream: 256 KiB.
 	StreamBufferLimit int
+	// HoldLimit is on a server how much content of paused streams is held before it withholds the connection's window
+	// from all: 16 stream windows, and never less than the connection's. See Conn.hold.
+	HoldLimit int
 	// MaxControlFrames is how many answers to control frames may wait for a
 	// peer that does not read: 1000 (max_outbound_control_frames).
 	MaxControlFrames int
@@ -87,13 +98,15 @@ func (o *Options) filled(server bool) Options {
 	} else {
 		or(&f.MaxConcurrentStreams, 1024)
 	}
-	or(&f.InitialStreamWindow, 256<<10)
+	or(&f.BufferLimit, 1<<20)
+	or(&f.InitialStreamWindow, uint32(min(max(f.BufferLimit, 64<<10), 256<<10)))
 	or(&f.InitialConnWindow, 1<<20)
 	or(&f.MaxFrameSize, minMaxFrame)
 	or(&f.HeaderTableSize, 4096)
 	or(&f.MaxHeaderBytes, 60<<10)
 	or(&f.MaxHeaderCount, 100)
 	or(&f.StreamBufferLimit, 256<<10)
+	f.StreamBufferLimit = min(f.StreamBufferLimit, f.BufferLimit)
 	or(&f.MaxControlFrames, 1000)
 	or(&f.MaxEmptyFrames, 1)
 	or(&f.MaxPriorityFrames, 100)
@@ -101,6 +114,11 @@ func (o *Options) filled(server bool) Options {
 	or(&f.MaxResets, 500)
 	f.InitialStreamWindow = min(f.InitialStreamWindow, maxWindow)
 	f.InitialConnWindow = min(max(f.InitialConnWindow, defaultWindow), maxWindow)
+	or(&f.HoldLimit, 16*int(f.InitialStreamWindow))
+	f.HoldLimit = max(f.HoldLimit, int(f.InitialConnWindow))
+	if !server {
+		f.HoldLimit = math.MaxInt // see Conn.hold
+	}
 	f.MaxFrameSize = min(max(f.MaxFrameSize, minMaxFrame), maxMaxFrame)
 	f.MaxHeaderCount = min(f.MaxHeaderCount, message.MaxFields)
 	return f

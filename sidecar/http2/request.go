@@ -53,7 +53,7 @@ func (c *Conn) refuseStream(id uint32) *ConnError {
 	if err := c.answered(); err != nil {
 		return err
 	}
-	if c.acked && !c.Shared {
+	if c.acked && !c.o.Shared {
 		return c.takenBack()
 	}
 	return c.idleFrame()

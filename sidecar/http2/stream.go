@@ -59,11 +59,11 @@ type Stream struct {
 	out        buffer.Buffer // content that waits for window or Output
 	tail       *message.Head
 
-	since   int64 // when it was opened
-	gone    bool
-	live    links
-	waiting *sendList
-	turn    links
+	since  int64 // when it was opened
+	gone   bool
+	live   links
+	turnIn *sendList // the list in which it has its turn, nil where it has nothing that it may send
+	turn   links
 }
 
 // maxFree bounds the streams that a connection keeps for reuse.
@@ -129,7 +129,16 @@ func (s *Stream) remove(told bool) {
 	}
 }
 
+// relieve tells senders of room when what waits on the whole connection has become little.
+func (c *Conn) relieve() {
+	if c.over && !c.closed && c.waiting <= c.o.BufferLimit/2 {
+		c.over = false
+		c.visit((*Stream).drained)
+	}
+}
+
 func (c *Conn) streamClosed() {
+	c.relieve()
 	if c.OnStreamClosed != nil {
 		c.OnStreamClosed()
 	}
@@ -168,18 +177,34 @@ func (s *Stream) settle() {
 
 // dropOutput forgets what waits to be sent.
 func (s *Stream) dropOutput() {
-	if s.waiting != nil {
-		s.waiting.remove(s)
+	if s.turnIn != nil {
+		s.turnIn.remove(s)
 	}
+	s.c.waiting -= s.out.Len()
 	s.out.Release()
 	s.outEnd, s.headEnd = false, false
-	for _, h := range []**message.Head{&s.firstHead, &s.tail} {
-		if *h != nil {
-			s.c.spare.put(*h)
-			*h = nil
-		}
+	s.c.unpark(&s.firstHead)
+	s.c.unpark(&s.tail)
+}
+
+// park keeps a copy of a head that has to wait: fields must be encoded when they are sent.
+func (c *Conn) park(to **message.Head, h *message.Head) {
+	*to = c.spare.get()
+	(*to).CopyFrom(h)
+	c.waiting += headCost(h)
+}
+
+// unpark ends that.
+func (c *Conn) unpark(at **message.Head) {
+	if h := *at; h != nil {
+		c.waiting -= headCost(h)
+		c.spare.put(h)
+		*at = nil
 	}
 }
+
+// headCost is about the memory of a head.
+func headCost(h *message.Head) int { return h.Size() + 16*h.Len() }
 
 // SetReceiver replaces who gets the stream's events.
 func (s *Stream) SetReceiver(r message.Receiver) { s.r = r }
@@ -203,7 +228,9 @@ func (s *Stream) Head(h *message.Head, end bool) {
 	if c.server {
 		status := h.StatusCode()
 		if status >= 100 && status < 200 && status != 101 && !end {
-			c.writeHead(s, h, 0)
+			if !c.out.Full() { // a client that does not read does without
+				c.writeHead(s, h, 0)
+			}
 			return
 		}
 		if code := s.refuses(status); code != NoError {
@@ -242,8 +269,7 @@ func (s *Stream) giveHead(h *message.Head, end bool) {
 	c := s.c
 	s.headGiven, s.ended = true, end
 	if c.out.Full() || !s.mayGo() {
-		s.firstHead = c.spare.get()
-		s.firstHead.CopyFrom(h)
+		c.park(&s.firstHead, h)
 		s.headEnd = end
 		s.queue()
 		return
@@ -362,6 +388,7 @@ func (s *Stream) Data(p []byte, end bool) {
 		}
 	}
 	s.out.Append(p)
+	c.waiting += len(p)
 	s.outEnd = end
 	s.queue()
 }
@@ -380,14 +407,13 @@ func (s *Stream) Trailers(h *message.Head) {
 	if s.sendEnd {
 		return
 	}
-	if s.firstHead == nil && s.out.Len() == 0 {
+	if s.firstHead == nil && s.out.Len() == 0 && !c.out.Full() {
 		c.writeTrailers(s, h)
 		s.sentEnd()
 		return
 	}
-	// Fields must be encoded when they are sent, so a copy waits.
-	s.tail, s.outEnd = c.spare.get(), true
-	s.tail.CopyFrom(h)
+	c.park(&s.tail, h)
+	s.outEnd = true
 	s.queue()
 }
 
@@ -432,23 +458,29 @@ func (s *Stream) codeFor(why message.Reason) ErrCode {
 	return InternalError
 }
 
-// Full says that more than the high mark waits on the stream, or on the
-// connection. Drained follows.
+// Full says that more than the high mark waits on the stream, or on all streams of the connection, or in the Output.
+// Drained follows. A stream of which nothing waits may go on in spite of the others: they may be those of another
+// user, who does not read.
 func (s *Stream) Full() bool {
-	if s.gone || s.c.closed {
+	c := s.c
+	if s.gone || c.closed {
 		return false
 	}
-	full := s.out.Len() > s.c.o.StreamBufferLimit || s.c.out.Full()
+	n := s.out.Len()
+	over := n > 0 && c.waiting > c.o.BufferLimit
+	c.over = c.over || over
+	full := over || n > c.o.StreamBufferLimit || c.out.Full()
 	if full && !s.wasFull {
 		s.wasFull = true
-		s.c.full++
+		c.full++
 	}
 	return full
 }
 
 // drained tells a sender that was told Full of room.
 func (s *Stream) drained() {
-	if !s.wasFull || s.gone || s.out.Len() > s.c.o.StreamBufferLimit/2 || s.c.out.Full() {
+	c, n := s.c, s.out.Len()
+	if !s.wasFull || s.gone || n > c.o.StreamBufferLimit/2 || n > 0 && c.waiting > c.o.BufferLimit/2 || c.out.Full() {
 		return
 	}
 	s.wasFull = false

@@ -201,7 +201,7 @@ func (s *Stream) writeData(p []byte, end bool) {
 func (s *Stream) queue() {
 	c := s.c
 	switch {
-	case s.waiting != nil || s.gone:
+	case s.turnIn != nil || s.gone:
 	case s.firstHead != nil:
 		if s.mayGo() {
 			c.ready.push(s)
@@ -232,6 +232,7 @@ func (c *Conn) pump() {
 			s.drained()
 		}
 	}
+	c.relieve()
 	c.depth--
 }
 
@@ -240,6 +241,7 @@ func (s *Stream) sendNext() {
 	c := s.c
 	if h := s.firstHead; h != nil {
 		s.firstHead = nil
+		c.waiting -= headCost(h)
 		s.sendHead(h, s.headEnd)
 		c.spare.put(h)
 		return
@@ -252,6 +254,7 @@ func (s *Stream) sendNext() {
 		last := n == s.out.Len() && s.outEnd && s.tail == nil
 		s.writeData(s.out.Bytes()[:n], last)
 		s.out.Consume(n)
+		c.waiting -= n
 		if last {
 			s.outEnd = false
 			s.sentEnd()
@@ -260,9 +263,8 @@ func (s *Stream) sendNext() {
 	}
 	s.outEnd = false
 	if t := s.tail; t != nil {
-		s.tail = nil
 		c.writeTrailers(s, t)
-		c.spare.put(t)
+		c.unpark(&s.tail)
 	} else {
 		s.writeData(nil, true)
 	}

@@ -84,10 +84,12 @@ func (h *httpServer) start1() {
 func (h *httpServer) start2() {
 	h.stats.Inc(stream.StatCxHTTP2)
 	h.http2 = true
-	h.h2 = http2.NewServer(h.k.conn, &h.k.chain.HTTP.HTTP2, (*acceptor2)(h))
+	o := h.k.chain.HTTP.HTTP2
+	o.BufferLimit = h.k.cfg.BufferLimit
+	o.Shared = h.k.TLS != nil && len(h.k.TLS.PeerCertificates) > 0 // a proxy of the mesh, known by its certificate
+	h.h2 = http2.NewServer(h.k.conn, &o, (*acceptor2)(h))
 	h.h2.OnRefused = h.countRefused
 	h.h2.Turn.Limit = message.TurnCost
-	h.h2.Shared = h.k.TLS != nil && len(h.k.TLS.PeerCertificates) > 0 // a proxy of the mesh, known by its certificate
 	h.h2.Start()
 }
 
