@@ -29,6 +29,7 @@ func newTaker() *taker {
 func (k *taker) Buffer() *buffer.Buffer        { return k.out }
 func (k *taker) Flush()                        {}
 func (k *taker) Full() bool                    { return false }
+func (k *taker) NowMono() int64                { return 1 }
 func (k *taker) MessageDone()                  {}
 func (k *taker) Resumed()                      {}
 func (k *taker) SendEOF()                      {}
