@@ -508,7 +508,7 @@ func Validate(o Options, w io.Writer) error {
 	p.tracers = telemetry.NewTracers(nil, "", "", p.log)
 	p.secrets = secret.NewStore(secret.Options{Identity: noIdentity{}, Log: p.log})
 	defer p.stop()
-	if p.state, err = p.newState(nowhere{}); err != nil {
+	if p.state, err = p.newState(nowhere{map[string]*listener.Config{}}); err != nil {
 		return err
 	}
 	if err := p.state.Start(boot); err != nil {
@@ -522,11 +522,19 @@ func Validate(o Options, w io.Writer) error {
 }
 
 // nowhere is the publisher of Validate.
-type nowhere struct{}
+type nowhere struct{ listeners map[string]*listener.Config }
 
-func (nowhere) AddListener(*listener.Config) error               { return nil }
-func (nowhere) UpdateListener(*listener.Config) error            { return nil }
-func (nowhere) RemoveListener(string)                            {}
+func (n nowhere) AddListener(c *listener.Config) error {
+	for name, other := range n.listeners {
+		if at, is := listener.Conflict(c, other); is && name != c.Name {
+			return &listener.DuplicateError{Listener: c.Name, Other: name, Address: at}
+		}
+	}
+	n.listeners[c.Name] = c
+	return nil
+}
+func (n nowhere) UpdateListener(c *listener.Config) error        { return n.AddListener(c) }
+func (n nowhere) RemoveListener(name string)                     { delete(n.listeners, name) }
 func (nowhere) SetCluster(*upstream.Config)                      {}
 func (nowhere) RemoveCluster(string)                             {}
 func (nowhere) SetEndpoints(string, []upstream.Endpoint, uint32) {}

@@ -252,6 +252,18 @@ func (l *Listener) watch() (err error) {
 // Addr is the address; Close stops accepting. Open connections stay.
 func (l *Listener) Addr() Address { return l.addr }
 
+// Accept replaces what is called with each connection: the socket is another one's now, and none of its clients was lost.
+func (l *Listener) Accept(f func(*Conn)) { l.accept = f }
+
+// SetBacklog changes how many connections may wait to be accepted; 0 is the default.
+func (l *Listener) SetBacklog(n int) {
+	if n <= 0 {
+		n = defaultBacklog
+	}
+	// It cannot fail on a socket that listens (listen(2)), and the old length would do.
+	_ = unix.Listen(l.fd, n)
+}
+
 // Close closes the socket; a second call has no effect.
 func (l *Listener) Close() {
 	if l.fd < 0 {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net/netip"
 	"net/url"
+	"time"
 
 	"sallyport/sidecar/conn"
 	"sallyport/sidecar/loop"
@@ -38,6 +39,7 @@ type connection struct {
 	phase phase
 
 	proxied bool // the PROXY header was read
+	leaving bool // drains as soon as it is served
 	ended   bool // the client ended its sending while it was inspected
 	// redirected says that the client meant OriginalDst and knows nothing of this listener, ownDst that OriginalDst is
 	// an address of this very listener: who goes on to it comes back here.
@@ -103,9 +105,7 @@ func (k *connection) Connected() {
 			return
 		}
 		if k.cfg.FilterTime > 0 {
-			k.timer = new(loop.Timer)
-			k.timer.Init(k.inspectTimeout)
-			k.Worker.Schedule(k.timer, k.cfg.FilterTime)
+			k.inspectFor(k.cfg.FilterTime)
 		}
 	case handshaking:
 		k.Connection.TLS = k.conn.TLS()
@@ -221,7 +221,9 @@ func (k *connection) serve() {
 		k.tcp = newTCPSession(k)
 		k.handler = k.tcp
 	}
-	k.handler.Connected()
+	if k.handler.Connected(); k.leaving {
+		k.drain()
+	}
 }
 
 // allowed asks the network filters and closes the connection where one says no.
@@ -256,6 +258,10 @@ func (k *connection) reconsider(cfg *Config) {
 	}
 	next := cfg.same(k.chain)
 	if next == nil {
+		if k.phase == handshaking {
+			k.conn.Close() // what it would agree on is not to be agreed on any more
+			return
+		}
 		k.drain()
 		return
 	}
@@ -265,7 +271,7 @@ func (k *connection) reconsider(cfg *Config) {
 	}
 }
 
-// drain ends the connection when what is under way on it is done.
+// drain ends the connection when what is under way on it is done: the first request of one that is inspected or shakes hands, too.
 func (k *connection) drain() {
 	defer k.Worker.Guard(k.conn) // one of many, too
 	switch {
@@ -274,9 +280,16 @@ func (k *connection) drain() {
 	case k.tcp != nil:
 		// A TCP connection is under way as long as it is open; it ends by itself, or at the end of the drain time.
 	default:
-		k.conn.Close()
+		// Its client came before, and has not said everything yet.
+		k.leaving = true
+		if k.phase == inspecting {
+			k.inspectFor(leaveTime)
+		}
 	}
 }
+
+// leaveTime is how long a client that says nothing has when its listener goes: a round trip.
+const leaveTime = 250 * time.Millisecond
 
 // EOF passes on; a connection that ends between inspection and service, in a handshake, is closed.
 func (k *connection) EOF() {

@@ -79,6 +79,9 @@ func (h *httpServer) start1() {
 		h.h1.Scheme = "https"
 	}
 	h.h1.Turn.Limit = message.TurnCost
+	if h.draining {
+		h.h1.Drain()
+	}
 }
 
 func (h *httpServer) start2() {
@@ -91,6 +94,9 @@ func (h *httpServer) start2() {
 	h.h2.OnRefused = h.countRefused
 	h.h2.Turn.Limit = message.TurnCost
 	h.h2.Start()
+	if h.draining {
+		h.h2.GoAway(true)
+	}
 }
 
 // countRefused counts and logs a request that the HTTP/2 codec refused: it answered
@@ -393,7 +399,8 @@ func (h *httpServer) drain() {
 			h.schedule(&h.grace, h.graceOver, h.graceTime())
 		}
 	default:
-		h.end()
+		// Nothing has come yet; the first request may be on its way, too.
+		h.schedule(&h.grace, h.graceOver, h.graceTime())
 	}
 }
 

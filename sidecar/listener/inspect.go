@@ -1,7 +1,10 @@
 package listener
 
 import (
+	"time"
+
 	"sallyport/sidecar/conn"
+	"sallyport/sidecar/loop"
 	"sallyport/sidecar/message"
 )
 
@@ -66,6 +69,15 @@ func (k *connection) inspect(p []byte) int {
 	stop(k.timer)
 	k.choose()
 	return n
+}
+
+// inspectFor bounds the waiting for more.
+func (k *connection) inspectFor(d time.Duration) {
+	if k.timer == nil {
+		k.timer = new(loop.Timer)
+		k.timer.Init(k.inspectTimeout)
+	}
+	k.Worker.Schedule(k.timer, d)
 }
 
 // inspectTimeout ends the waiting for more.

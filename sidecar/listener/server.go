@@ -1,14 +1,11 @@
 package listener
 
 import (
-	"errors"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"sort"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"sallyport/sidecar/conn"
@@ -49,8 +46,8 @@ var descs = [statCount]metric.Desc{
 
 var stats = metric.NewLayout(descs[:]...)
 
-// Server holds all listeners of a process. Apply, Remove and Drain are called
-// from one goroutine.
+// Server holds all listeners of a process. Its methods are safe for concurrent use, and not for a worker: those
+// that change something wait for the workers.
 type Server struct {
 	workers   []*loop.Worker
 	factories []*stream.Factory
@@ -93,6 +90,7 @@ type active struct {
 	cfg         atomic.Pointer[Config]
 	stats       *metric.Set
 	connections atomic.Int64
+	sockets     []bound        // by address; none where it does not bind
 	addresses   []conn.Address // as bound
 	locals      []*workerListener
 }
@@ -103,9 +101,8 @@ type workerListener struct {
 	worker  *loop.Worker
 	factory *stream.Factory
 	virtual virtual
-	sockets []*conn.Listener
+	sockets []*conn.Listener // by address; nil where another worker accepts, or another listener has it now
 	open    []*connection
-	drained bool
 }
 
 // NewServer returns a server without listeners.
@@ -118,101 +115,11 @@ func NewServer(workers []*loop.Worker, clusters *upstream.Registry, metrics *met
 	return s
 }
 
-// Apply adds a listener or updates one. An update whose sockets are the same is
-// in force on open connections with the next event of each worker; one with
-// other addresses opens the new sockets first and drains the old ones. An
-// error means that nothing changed.
-func (s *Server) Apply(cfg *Config) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	old := s.active[cfg.Name]
-	if old != nil && old.cfg.Load().Hash == cfg.Hash {
-		old.cfg.Store(cfg)
-		for _, l := range old.locals {
-			l.worker.Post(func() {
-				for _, k := range append([]*connection(nil), l.open...) {
-					k.reconsider(cfg)
-				}
-			})
-		}
-		return nil
-	}
-	a := &active{server: s, stats: s.metrics.Set("listener", cfg.StatPrefix, stats)}
-	a.cfg.Store(cfg)
-	for i, w := range s.workers {
-		a.locals = append(a.locals, &workerListener{parent: a, worker: w, factory: s.factories[i], virtual: s.virtual[i]})
-	}
-	fds, err := s.bind(a, cfg, old)
-	if err != nil {
-		return err
-	}
-	for i, l := range a.locals {
-		l.worker.Post(func() { l.listen(fds[i]) })
-	}
-	s.active[cfg.Name] = a
-	if old != nil {
-		old.close()
-	}
-	return nil
-}
+// Apply adds a listener or updates one: see ApplyAll. An error means that nothing changed.
+func (s *Server) Apply(cfg *Config) error { return s.ApplyAll(Change{Set: []*Config{cfg}})[0] }
 
-// bind opens a socket per address and worker. The first of each address is
-// opened without sharing, so that a port that another process has is an error
-// and not silently shared with it.
-func (s *Server) bind(a *active, cfg *Config, old *active) (fds [][]int, err error) {
-	fds = make([][]int, len(s.workers))
-	if !cfg.Bind {
-		a.addresses = cfg.Addresses
-		return fds, nil
-	}
-	defer func() {
-		if err != nil {
-			for _, list := range fds {
-				for _, fd := range list {
-					conn.CloseFD(fd)
-				}
-			}
-		}
-	}()
-	for _, addr := range cfg.Addresses {
-		opts := conn.ListenOptions{ReusePort: true, V6Only: !cfg.IPv4Compat, Backlog: cfg.Backlog, Transparent: cfg.Transparent, FreeBind: cfg.FreeBind}
-		if !s.holds(addr) && addr.Path == "" && addr.IP.Port() != 0 && !s.Held[addr.IP.Port()] {
-			probe := opts
-			probe.ReusePort = false
-			fd, _, err := conn.ListenFD(addr, probe)
-			if err != nil {
-				return fds, bindError(cfg.Name, addr, err)
-			}
-			conn.CloseFD(fd)
-		}
-		bound := addr
-		for i := range s.workers {
-			if addr.Path != "" && i > 0 {
-				break // a Unix socket has one listening socket; the first worker accepts
-			}
-			fd, actual, err := conn.ListenFD(bound, opts)
-			if err != nil {
-				return fds, bindError(cfg.Name, addr, err)
-			}
-			bound = actual
-			fds[i] = append(fds[i], fd)
-		}
-		a.addresses = append(a.addresses, bound)
-	}
-	return fds, nil
-}
-
-// holds says whether a listener of this process has the address.
-func (s *Server) holds(addr conn.Address) bool {
-	for _, a := range s.active {
-		for _, b := range a.addresses {
-			if b == addr {
-				return true
-			}
-		}
-	}
-	return false
-}
+// Remove takes a listener away: its sockets close, its connections drain.
+func (s *Server) Remove(name string) { s.ApplyAll(Change{Remove: []string{name}}) }
 
 // listensAt says whether a connection to that address is one to this listener.
 func (a *active) listensAt(dst netip.AddrPort) bool {
@@ -228,36 +135,6 @@ func (a *active) listensAt(dst netip.AddrPort) bool {
 	return false
 }
 
-func bindError(name string, addr conn.Address, err error) error {
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("listener %q: %s is in use by another process; stop it or choose another port", name, addr)
-	}
-	return fmt.Errorf("listener %q: cannot listen on %s: %w", name, addr, err)
-}
-
-func (l *workerListener) listen(fds []int) {
-	if cfg := l.parent.cfg.Load(); !cfg.Bind && !l.drained {
-		for _, a := range cfg.Addresses {
-			l.virtual[a.IP] = l
-		}
-	}
-	for i, fd := range fds {
-		if l.drained {
-			conn.CloseFD(fd)
-			continue
-		}
-		sock, err := conn.NewListener(l.worker, fd, l.accept)
-		if err != nil {
-			l.parent.server.log.Error("listening socket could not be watched", "listener", l.parent.cfg.Load().Name, "error", err)
-			for _, fd := range fds[i:] {
-				conn.CloseFD(fd)
-			}
-			return
-		}
-		l.sockets = append(l.sockets, sock)
-	}
-}
-
 func (l *workerListener) count(i int) { l.parent.stats.At(l.worker.ID()).Inc(i) }
 
 func (l *workerListener) remove(k *connection) {
@@ -268,44 +145,15 @@ func (l *workerListener) remove(k *connection) {
 	l.open = l.open[:last]
 }
 
-// Remove takes a listener away: its sockets close, its connections drain.
-func (s *Server) Remove(name string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if a := s.active[name]; a != nil {
-		delete(s.active, name)
-		a.close()
-	}
-}
-
-// close stops accepting and drains the connections.
-func (a *active) close() {
-	for _, l := range a.locals {
-		l.worker.Post(func() {
-			l.drained = true
-			for a, v := range l.virtual {
-				if v == l {
-					delete(l.virtual, a)
-				}
-			}
-			for _, sock := range l.sockets {
-				sock.Close()
-			}
-			l.sockets = nil
-			for _, k := range append([]*connection(nil), l.open...) {
-				k.drain()
-			}
-		})
-	}
-}
-
 // Drain stops accepting on all listeners and lets connections end.
 func (s *Server) Drain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for name, a := range s.active {
 		delete(s.active, name)
-		a.close()
+		for _, l := range a.locals {
+			l.worker.Post(l.close)
+		}
 	}
 }
 

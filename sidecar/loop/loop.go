@@ -287,16 +287,17 @@ func (w *Worker) Later(t Turner) {
 }
 
 // Post has f called on the worker. Safe for concurrent use. Functions posted
-// by one goroutine run in order; those posted after the worker stopped never run.
-func (w *Worker) Post(f func()) {
+// by one goroutine run in order. It answers false where the worker has stopped: f will not run.
+func (w *Worker) Post(f func()) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {
-		return
+		return false
 	}
 	w.queue = append(w.queue, f)
 	w.posted.Store(true)
 	w.wake()
+	return true
 }
 
 // wake interrupts the sleep; w.mu is held, so that the eventfd is not closed
@@ -343,7 +344,9 @@ func (w *Worker) Close() {
 	w.stopped.Store(true)
 	w.mu.Unlock()
 	// What was posted before may be what someone waits for.
-	w.work(phasePosts, phasePosts+1)
+	for w.posted.Load() || w.ran < len(w.running) {
+		w.work(phasePosts, phasePosts+1)
+	}
 	for len(w.onStop) > 0 {
 		w.stopNext()
 	}
