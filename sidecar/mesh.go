@@ -223,6 +223,7 @@ func (m *Mesh) controlPlane(host string, port uint32) (*clusterv3.Cluster, error
 	return &clusterv3.Cluster{
 		Name:                 "control_plane",
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: kind},
+		DnsLookupFamily:      clusterv3.Cluster_ALL, // it may listen at one family alone
 		ConnectTimeout:       durationpb.New(5 * time.Second),
 		TransportSocket:      &corev3.TransportSocket{Name: "envoy.transport_sockets.tls", ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: tls}},
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{

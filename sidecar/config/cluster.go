@@ -30,7 +30,7 @@ var (
 	clusterFields = fields.Of(&clusterv3.Cluster{}, "name", "alt_stat_name", "type", "cluster_type", "eds_cluster_config", "connect_timeout",
 		"per_connection_buffer_limit_bytes", "lb_policy", "load_assignment", "health_checks", "max_requests_per_connection", "circuit_breakers",
 		"upstream_http_protocol_options", "common_http_protocol_options", "http_protocol_options", "http2_protocol_options",
-		"typed_extension_protocol_options", "dns_refresh_rate", "dns_lookup_family", "outlier_detection", "upstream_bind_config",
+		"typed_extension_protocol_options", "dns_refresh_rate", "dns_failure_refresh_rate", "dns_lookup_family", "outlier_detection", "upstream_bind_config",
 		"ring_hash_lb_config", "maglev_lb_config", "least_request_lb_config", "round_robin_lb_config", "common_lb_config", "original_dst_lb_config", "transport_socket",
 		"protocol_selection", "upstream_connection_options", "close_connections_on_host_health_failure", "load_balancing_policy").
 		Harmless(&clusterv3.Cluster{}, "metadata", "stats_matcher", "wait_for_warm_on_init", "cleanup_interval", "track_timeout_budgets",
@@ -54,8 +54,10 @@ var (
 		"enforcing_consecutive_5xx", "consecutive_gateway_failure", "enforcing_consecutive_gateway_failure", "split_external_local_origin_errors",
 		"consecutive_local_origin_failure", "enforcing_consecutive_local_origin_failure", "max_ejection_time", "successful_active_health_check_uneject_host",
 		"always_eject_one_host")
-	dnsClusterFields = fields.Of(&dnsclusterv3.DnsCluster{}, "dns_refresh_rate", "dns_lookup_family", "all_addresses_in_single_endpoint").
+	dnsClusterFields = fields.Of(&dnsclusterv3.DnsCluster{}, "dns_refresh_rate", "dns_failure_refresh_rate", "dns_lookup_family", "all_addresses_in_single_endpoint").
 				Harmless(&dnsclusterv3.DnsCluster{}, "dns_jitter")
+	refreshFields    = fields.Of(&clusterv3.Cluster_RefreshRate{}, "base_interval", "max_interval")
+	refreshFieldsDNS = fields.Of(&dnsclusterv3.DnsCluster_RefreshRate{}, "base_interval", "max_interval")
 
 	dnsClusterURL = typeURL((*dnsclusterv3.DnsCluster)(nil))
 )
@@ -135,7 +137,11 @@ func (c *compiler) discovery(m *clusterv3.Cluster, o *upstream.Config) {
 		}
 		if names {
 			o.DNSRefresh = c.duration("dns_refresh_rate", m.GetDnsRefreshRate(), defaultDNSRefresh)
-			o.DNSFamily = dnsFamily(int32(m.GetDnsLookupFamily()))
+			o.DNSFamily = dnsFamilies[m.GetDnsLookupFamily()]
+			if f := m.GetDnsFailureRefreshRate(); f != nil {
+				checkFields(c.report, "dns_failure_refresh_rate", f, refreshFields)
+				c.dnsFailure("dns_failure_refresh_rate", f, o)
+			}
 		}
 	}
 	if o.Discovery == upstream.EDS {
@@ -211,8 +217,30 @@ func (c *compiler) dnsCluster(m *clusterv3.Cluster_CustomClusterType, o *upstrea
 		o.Discovery = upstream.LogicalDNS
 	}
 	o.DNSRefresh = c.duration(fields.At(at, "dns_refresh_rate"), d.GetDnsRefreshRate(), defaultDNSRefresh)
-	o.DNSFamily = dnsFamily(int32(d.GetDnsLookupFamily()) - int32(dnsv3.DnsLookupFamily_AUTO))
+	if f := d.GetDnsLookupFamily(); f != dnsv3.DnsLookupFamily_UNSPECIFIED {
+		o.DNSFamily = dnsFamilies[clusterv3.Cluster_DnsLookupFamily(f-dnsv3.DnsLookupFamily_AUTO)]
+	}
+	if f := d.GetDnsFailureRefreshRate(); f != nil {
+		at := fields.At(at, "dns_failure_refresh_rate")
+		checkFields(c.report, at, f, refreshFieldsDNS)
+		c.dnsFailure(at, f, o)
+	}
 	return true
+}
+
+// dnsFailure reads a RefreshRate, of which there are two with the same fields.
+func (c *compiler) dnsFailure(path string, f interface {
+	GetBaseInterval() *durationpb.Duration
+	GetMaxInterval() *durationpb.Duration
+}, o *upstream.Config) {
+	o.DNSFailure = c.duration(fields.At(path, "base_interval"), f.GetBaseInterval(), 0)
+	if o.DNSFailure == 0 {
+		c.Errorf(fields.At(path, "base_interval"), "must be above 0s")
+	}
+	o.DNSFailureMax = c.duration(fields.At(path, "max_interval"), f.GetMaxInterval(), 10*o.DNSFailure)
+	if o.DNSFailureMax < o.DNSFailure {
+		c.Errorf(fields.At(path, "max_interval"), "%v is less than base_interval, %v", o.DNSFailureMax, o.DNSFailure)
+	}
 }
 
 // originalPort is where hosts of an ORIGINAL_DST cluster are reached whatever port the client meant.
@@ -230,16 +258,13 @@ func (c *compiler) originalPort(m *clusterv3.Cluster, o *upstream.Config) {
 	}
 }
 
-// dnsFamily is Cluster.DnsLookupFamily as net.Resolver takes it. What prefers
-// one family falls back on the other; the resolver orders by what is reachable.
-func dnsFamily(f int32) string {
-	switch clusterv3.Cluster_DnsLookupFamily(f) {
-	case clusterv3.Cluster_V4_ONLY:
-		return "ip4"
-	case clusterv3.Cluster_V6_ONLY:
-		return "ip6"
-	}
-	return "ip"
+// dnsFamilies is Cluster.DnsLookupFamily; the enum of DnsCluster is the same, with one for "not set" before it.
+var dnsFamilies = map[clusterv3.Cluster_DnsLookupFamily]upstream.DNSFamily{
+	clusterv3.Cluster_AUTO:         upstream.DNSAuto,
+	clusterv3.Cluster_V4_ONLY:      upstream.DNSv4Only,
+	clusterv3.Cluster_V6_ONLY:      upstream.DNSv6Only,
+	clusterv3.Cluster_V4_PREFERRED: upstream.DNSv4Preferred,
+	clusterv3.Cluster_ALL:          upstream.DNSAll,
 }
 
 func (c *compiler) breakers(m *clusterv3.CircuitBreakers, o *upstream.Config) {

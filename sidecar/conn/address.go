@@ -124,6 +124,21 @@ func getOriginal(fd, level int, sa *unix.RawSockaddrAny) unix.Errno {
 	return errno
 }
 
+// Routable says whether this host has a way to an address: it connects a UDP socket, which sends nothing. It never
+// blocks, and may be called on any goroutine.
+func Routable(a netip.Addr) bool {
+	family, sa, err := Address{IP: netip.AddrPortFrom(a.Unmap(), 9)}.sockaddr() // any port but 0
+	if err != nil {
+		return false
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer CloseFD(fd)
+	return unix.Connect(fd, sa) == nil
+}
+
 // IsOwn says whether an address is one of this host's. It asks the kernel, by a
 // UDP socket that sends nothing: the way to an own address begins at that
 // address, or at another one of loopback. It never blocks, but is for rare cases:

@@ -377,7 +377,7 @@ func hashName(cfg *Config, h *Host) string {
 	if cfg.HashByHostname && h.hostname != "" {
 		return h.hostname
 	}
-	return h.text
+	return h.String()
 }
 
 func newRing(cfg *Config, hosts []entry) *ring {

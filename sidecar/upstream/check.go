@@ -148,7 +148,7 @@ func (k *checker) turn(h *Host, failed bool, cause error) {
 		return
 	}
 	if failed {
-		k.cluster.registry.log.Warn("host fails its health check", "cluster", k.cluster.Config.Name, "host", h.text, "error", cause)
+		k.cluster.registry.log.Warn("host fails its health check", "cluster", k.cluster.Config.Name, "host", h, "error", cause)
 	} else if o := k.cluster.Config.Outlier; o != nil && o.SuccessfulUneject {
 		h.uneject(anyEjection)
 	}
@@ -177,14 +177,14 @@ func (e *statusError) Error() string {
 // keeps open between them.
 func (k *checker) probe(h *Host, hc *HealthCheck) (check func(context.Context) error, end func()) {
 	dial := func(ctx context.Context) (net.Conn, error) {
-		network, target := "tcp", h.text
+		network, target := "tcp", h.String()
 		switch {
-		case h.address.Path != "":
+		case h.where.Load().IsUnix():
 			network = "unix"
 		case h.check.IsValid():
 			target = h.check.String()
 		case hc.AltPort != 0:
-			target = netip.AddrPortFrom(h.addr.Addr(), hc.AltPort).String()
+			target = netip.AddrPortFrom(h.Address().Addr(), hc.AltPort).String()
 		}
 		var alpn []string
 		switch {
@@ -237,7 +237,7 @@ func (k *checker) do(client *http.Client, req *http.Request, h *Host, hc *Health
 		// Envoy asks by the cluster's name; one that cannot be a host is
 		// refused by any strict server.
 		if req.Host = k.cluster.Config.Name; strings.ContainsFunc(req.Host, notInHost) {
-			req.Host = h.text
+			req.Host = h.String()
 		}
 	}
 	req.Header.Set("User-Agent", "sallyport/HC")

@@ -57,7 +57,7 @@ func (c *Client) dial() {
 	p.stats.Inc(StatCxTotal)
 	p.stats.Add(StatCxActive, 1)
 	p.host.connects.Add(1)
-	c.conn = conn.Dial(p.worker, p.host.address, p.source.options(p.host), c)
+	c.conn = conn.Dial(p.worker, p.host.where.Load().Address, p.source.options(p.host), c)
 }
 
 // errNoSecret closes a connection whose TLS could not begin.

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"sallyport/sidecar/conn"
 	"sallyport/sidecar/metric"
 )
 
@@ -33,7 +32,8 @@ type Cluster struct {
 	closed    bool
 	ejected   int // hosts ejected now
 
-	told      chan struct{} // wakes the DNS goroutine
+	told      chan struct{} // wakes the DNS goroutine: other names
+	answered  chan struct{} // and that some were resolved
 	originals []originals   // by worker, of an OriginalDst cluster
 }
 
@@ -50,7 +50,7 @@ type breaker struct {
 
 func newCluster(cfg *Config, r *Registry) *Cluster {
 	c := &Cluster{Config: cfg, registry: r, turn: make([]turn, len(r.workers)), Stats: r.metrics.Set("cluster", cfg.StatName, Stats),
-		told: make(chan struct{}, 1), originals: make([]originals, len(r.workers))}
+		told: make(chan struct{}, 1), answered: make(chan struct{}, 1), originals: make([]originals, len(r.workers))}
 	for i := range c.turn {
 		// Workers start at different hosts, or a burst of new
 		// connections would meet the first host everywhere.
@@ -61,14 +61,10 @@ func newCluster(cfg *Config, r *Registry) *Cluster {
 }
 
 func (c *Cluster) newHost(ep *Endpoint) *Host {
-	h := &Host{cluster: c, addr: ep.Address, hostname: ep.Hostname, check: ep.HealthAddress,
+	h := &Host{cluster: c, hostname: ep.Hostname, check: ep.HealthAddress,
 		pools: make([]*Pool, 2*len(c.registry.workers)), raw: make([]map[*RawClient]struct{}, len(c.registry.workers)),
 		sourced: make([]map[sourceKey]*Pool, len(c.registry.workers))}
-	if ep.Path != "" {
-		h.address, h.text = conn.Address{Path: ep.Path}, ep.Path
-	} else {
-		h.address, h.text = conn.Address{IP: ep.Address}, ep.Address.String()
-	}
+	h.move(ep)
 	return h
 }
 

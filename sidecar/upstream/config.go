@@ -62,12 +62,14 @@ type Config struct {
 	// unchanged keeps its connections when it is sent again.
 	Hash uint64
 
-	Discovery   Discovery
-	EDSName     string        // service_name, or Name
-	Endpoints   []Endpoint    // Static and DNS: load_assignment; a DNS endpoint has Hostname and Port and no Address
-	DNSRefresh  time.Duration // default 5 s
-	DNSFamily   string        // "ip", "ip4" or "ip6", as net.Resolver takes it
-	DropPercent uint32        // of the load assignment's policy, in 1/10,000
+	Discovery  Discovery
+	EDSName    string        // service_name, or Name
+	Endpoints  []Endpoint    // Static and DNS: load_assignment; a DNS endpoint has Hostname and Port and no Address
+	DNSRefresh time.Duration // default 5 s
+	DNSFamily  DNSFamily     // dns_lookup_family
+	// DNSFailure and DNSFailureMax are dns_failure_refresh_rate; 0: as DNSRefresh.
+	DNSFailure, DNSFailureMax time.Duration
+	DropPercent               uint32 // of the load assignment's policy, in 1/10,000
 
 	ConnectTimeout time.Duration // default 5 s
 	BufferLimit    int           // per_connection_buffer_limit_bytes, default 1 MiB

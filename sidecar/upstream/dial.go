@@ -40,11 +40,11 @@ func (r *Registry) Dial(ctx context.Context, cluster string, alpn ...string) (ne
 
 // dialNet connects with the standard library, TLS included.
 func (h *Host) dialNet(ctx context.Context, alpn []string) (net.Conn, error) {
-	network := "tcp"
-	if h.address.Path != "" {
+	network, at := "tcp", h.where.Load()
+	if at.IsUnix() {
 		network = "unix"
 	}
-	return h.cluster.dialNet(ctx, network, h.text, h.hostname, alpn)
+	return h.cluster.dialNet(ctx, network, at.text, h.hostname, alpn)
 }
 
 func (c *Cluster) dialNet(ctx context.Context, network, target, hostname string, alpn []string) (net.Conn, error) {

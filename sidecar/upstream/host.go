@@ -24,10 +24,8 @@ const (
 // use except pools, of which each belongs to its worker.
 type Host struct {
 	cluster  *Cluster
-	address  conn.Address
-	addr     netip.AddrPort
+	where    atomic.Pointer[place]
 	hostname string
-	text     string // address as text, for logs
 	check    netip.AddrPort
 
 	flags  atomic.Uint32
@@ -46,11 +44,31 @@ type Host struct {
 	connectFails     atomic.Uint64
 }
 
+// place is where a host is. Immutable.
+type place struct {
+	conn.Address
+	text string // for logs
+}
+
+// move has new connections go to where the endpoint is, and says whether that is another place than before. It happens
+// to the host of a LOGICAL_DNS cluster alone, whose connections to the old place stay, as in Envoy.
+func (h *Host) move(ep *Endpoint) bool {
+	next := &place{conn.Address{IP: ep.Address}, ep.Address.String()}
+	if ep.Path != "" {
+		next = &place{conn.Address{Path: ep.Path}, ep.Path}
+	}
+	if old := h.where.Load(); old != nil && old.Address == next.Address {
+		return false
+	}
+	h.where.Store(next)
+	return true
+}
+
 // Address is the host's address; zero for a Unix socket.
-func (h *Host) Address() netip.AddrPort { return h.addr }
+func (h *Host) Address() netip.AddrPort { return h.where.Load().IP }
 
 // String is the address as text, e.g. "127.0.0.1:8080" or a socket's path.
-func (h *Host) String() string { return h.text }
+func (h *Host) String() string { return h.where.Load().text }
 
 // Hostname is the name the endpoint was given, or "".
 func (h *Host) Hostname() string { return h.hostname }
@@ -112,7 +130,7 @@ var flagTexts = [...]struct {
 }
 
 func (h *Host) status(e *entry) HostStatus {
-	s := HostStatus{Address: h.text, Hostname: h.hostname, Active: h.active.Load(), Requests: h.requests.Load(), Errors: h.errors.Load(),
+	s := HostStatus{Address: h.String(), Hostname: h.hostname, Active: h.active.Load(), Requests: h.requests.Load(), Errors: h.errors.Load(),
 		Connects: h.connects.Load(), Fails: h.connectFails.Load(), Weight: e.weight, Priority: e.priority, Region: e.region, Zone: e.zone}
 	f := h.flags.Load()
 	for _, t := range flagTexts {

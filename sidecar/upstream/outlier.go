@@ -137,7 +137,7 @@ func (h *Host) eject(stat int) {
 	c.publish()
 	// Other connections to the host may do better, as those to a host that fails its checks.
 	c.drainHosts([]*Host{h}, false)
-	c.registry.log.Warn("host ejected by outlier detection", "cluster", c.Config.Name, "host", h.text, "for", d)
+	c.registry.log.Warn("host ejected by outlier detection", "cluster", c.Config.Name, "host", h, "for", d)
 }
 
 // anyEjection makes uneject end whichever ejection is in force.

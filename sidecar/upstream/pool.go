@@ -335,6 +335,6 @@ func (h *Host) DialTCP(w *loop.Worker, handler conn.Handler, from *Source) *RawC
 		h.raw[w.ID()] = map[*RawClient]struct{}{}
 	}
 	h.raw[w.ID()][r] = struct{}{}
-	r.Conn = conn.Dial(w, h.address, from.options(h), r)
+	r.Conn = conn.Dial(w, h.where.Load().Address, from.options(h), r)
 	return r
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"sallyport/sidecar/conn"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/metric"
 	"sallyport/sidecar/panics"
@@ -23,8 +24,10 @@ type Registry struct {
 	log     *slog.Logger
 	panics  *panics.Notes // of goroutines
 	// What is asked off the workers: names, and connections for checks and calls.
-	lookup  func(ctx context.Context, network, name string) ([]netip.Addr, error)
-	connect func(ctx context.Context, network, address string) (net.Conn, error)
+	lookup   func(ctx context.Context, network, name string) ([]netip.Addr, error)
+	routable func(netip.Addr) bool
+	connect  func(ctx context.Context, network, address string) (net.Conn, error)
+	lookups  chan struct{} // has one for each that is under way
 
 	mu   sync.Mutex
 	refs map[string]*Ref
@@ -44,7 +47,9 @@ func (r *Ref) Cluster() *Cluster { return r.cluster.Load() }
 // NewRegistry returns an empty registry. Workers are indexed by their ID.
 func NewRegistry(workers []*loop.Worker, metrics *metric.Registry, log *slog.Logger) *Registry {
 	return &Registry{workers: workers, metrics: metrics, log: log, panics: panics.New(log), refs: map[string]*Ref{},
-		lookup: net.DefaultResolver.LookupNetIP, connect: new(net.Dialer).DialContext}
+		// Strict, so that a failure among several questions is not taken for "no such name".
+		lookup: (&net.Resolver{PreferGo: true, StrictErrors: true}).LookupNetIP, routable: conn.Routable,
+		connect: new(net.Dialer).DialContext, lookups: make(chan struct{}, maxLookups)}
 }
 
 // Ref returns the reference for a name; the cluster need not exist.
@@ -174,7 +179,13 @@ type endpointKey struct {
 	hostname string
 }
 
-func keyOf(e *Endpoint) endpointKey { return endpointKey{e.Address, e.Path, e.Hostname} }
+func (c *Config) keyOf(e *Endpoint) endpointKey {
+	k := endpointKey{e.Address, e.Path, e.Hostname}
+	if c.Discovery == LogicalDNS {
+		k.addr = netip.AddrPortFrom(netip.Addr{}, e.Address.Port()) // one host, wherever it is
+	}
+	return k
+}
 
 // update makes hosts of endpoints, keeping those that were there.
 func (c *Cluster) update(endpoints []Endpoint, drop uint32) {
@@ -213,14 +224,14 @@ func (c *Cluster) setHosts(endpoints []Endpoint) {
 	}
 	kept := false
 	for i := range endpoints {
-		kept = kept || known[keyOf(&endpoints[i])] != nil
+		kept = kept || known[c.Config.keyOf(&endpoints[i])] != nil
 	}
 	entries := make([]entry, 0, len(endpoints))
 	members, dirty := false, c.hosts.Load().drop != c.drop
 	seen := make(map[endpointKey]bool, len(endpoints))
 	for i := range endpoints {
 		ep := &endpoints[i]
-		key := keyOf(ep)
+		key := c.Config.keyOf(ep)
 		if seen[key] {
 			continue
 		}
@@ -231,6 +242,7 @@ func (c *Cluster) setHosts(endpoints []Endpoint) {
 			c.distrust(h, kept)
 			members = true
 		}
+		dirty = h.move(ep) || dirty
 		delete(known, key)
 		dirty = h.set(flagDiscovery, ep.Health == Unhealthy) || dirty
 		dirty = h.set(flagDraining, ep.Health == Draining) || dirty

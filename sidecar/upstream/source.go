@@ -31,7 +31,7 @@ const (
 // fits says whether connections to the host can come from there: a Unix socket has no addresses, and those of the other
 // family cannot be borrowed. They come from this host then.
 func (s *Source) fits(h *Host) bool {
-	return s != nil && h.addr.IsValid() && s.Addr.Addr().Is4() == h.addr.Addr().Is4()
+	return s != nil && h.Address().IsValid() && s.Addr.Addr().Is4() == h.Address().Addr().Is4()
 }
 
 // options are the cluster's, with the source where it fits.

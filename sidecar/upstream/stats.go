@@ -48,6 +48,8 @@ const (
 	StatMembershipHealthy
 	StatMembershipChange
 	StatUpdates
+	StatUpdateAttempt
+	StatUpdateFailure
 	StatEjectionsActive
 	StatEjectionsTotal
 	StatEjections5xx
@@ -108,6 +110,8 @@ var descs = [statCount]metric.Desc{
 	StatMembershipHealthy:   {Name: "membership_healthy", Kind: metric.Gauge},
 	StatMembershipChange:    {Name: "membership_change"},
 	StatUpdates:             {Name: "update_success"},
+	StatUpdateAttempt:       {Name: "update_attempt"},
+	StatUpdateFailure:       {Name: "update_failure"},
 	StatEjectionsActive:     {Name: "outlier_detection.ejections_active", Kind: metric.Gauge},
 	StatEjectionsTotal:      {Name: "outlier_detection.ejections_enforced_total"},
 	StatEjections5xx:        {Name: "outlier_detection.ejections_enforced_consecutive_5xx"},
