@@ -83,3 +83,21 @@ func TestDNSOfClusters(t *testing.T) {
 		})
 	}
 }
+
+// TestAGoodCheckEndsAnEjectionUnlessItIsTurnedOff: Envoy's default.
+func TestAGoodCheckEndsAnEjectionUnlessItIsTurnedOff(t *testing.T) {
+	for fields, want := range map[string]bool{
+		"":                   true,
+		"consecutive_5xx: 3": true,
+		"successful_active_health_check_uneject_host: true":  true,
+		"successful_active_health_check_uneject_host: false": false,
+	} {
+		o, err := cluster(t, "outlier_detection: {"+fields+"}")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o.Outlier.SuccessfulUneject != want {
+			t.Errorf("{%s}: %v, want %v", fields, o.Outlier.SuccessfulUneject, want)
+		}
+	}
+}

@@ -46,6 +46,7 @@ func (k *checker) hosts(entries []entry) {
 }
 
 func (k *checker) run() {
+	defer k.cluster.registry.panics.Recover("health checks of a cluster")
 	running := map[*Host]context.CancelFunc{}
 	for {
 		select {
@@ -76,6 +77,7 @@ func (k *checker) run() {
 
 // watch checks one host until ctx ends.
 func (k *checker) watch(ctx context.Context, h *Host, hc *HealthCheck) {
+	defer k.cluster.registry.panics.Recover("health checks of a host")
 	probe, end := k.probe(h, hc)
 	defer end()
 	st := k.cluster.Stats.Shared()
@@ -83,9 +85,7 @@ func (k *checker) watch(ctx context.Context, h *Host, hc *HealthCheck) {
 	first := true
 	for {
 		st.Inc(StatHealthAttempt)
-		try, cancel := context.WithTimeout(ctx, hc.Timeout)
-		err := probe(try)
-		cancel()
+		err := k.try(ctx, hc.Timeout, probe)
 		if ctx.Err() != nil {
 			return
 		}
@@ -96,6 +96,7 @@ func (k *checker) watch(ctx context.Context, h *Host, hc *HealthCheck) {
 			if first || good >= max(hc.HealthyThreshold, 1) {
 				k.turn(h, false, nil)
 			}
+			k.uneject(h)
 		} else {
 			st.Inc(StatHealthFailure)
 			good, bad = 0, bad+1
@@ -120,6 +121,23 @@ func (k *checker) watch(ctx context.Context, h *Host, hc *HealthCheck) {
 		if !k.rest(ctx, interval, hc.NoTrafficInterval) {
 			return
 		}
+	}
+}
+
+// try makes one check. One that panics has failed.
+func (k *checker) try(ctx context.Context, timeout time.Duration, probe func(context.Context) error) (err error) {
+	err = errPanic
+	defer k.cluster.registry.panics.Recover("health check")
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	return probe(ctx)
+}
+
+// uneject gives a host back that outlier detection has ejected and that passes its checks, whether this one changed
+// something or not: successful_active_health_check_uneject_host.
+func (k *checker) uneject(h *Host) {
+	if o := k.cluster.Config.Outlier; o != nil && o.SuccessfulUneject && h.flags.Load()&(flagEjected|flagActive) == flagEjected {
+		h.uneject(anyEjection)
 	}
 }
 
@@ -149,8 +167,6 @@ func (k *checker) turn(h *Host, failed bool, cause error) {
 	}
 	if failed {
 		k.cluster.registry.log.Warn("host fails its health check", "cluster", k.cluster.Config.Name, "host", h, "error", cause)
-	} else if o := k.cluster.Config.Outlier; o != nil && o.SuccessfulUneject {
-		h.uneject(anyEjection)
 	}
 	k.cluster.refresh()
 	if failed {

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
+	"sallyport/sidecar/panics"
 	"sallyport/sidecar/route"
 )
 
@@ -312,6 +313,25 @@ func TestUnhealthyInterval(t *testing.T) {
 
 func TestASuccessfulCheckEndsAnEjection(t *testing.T) {
 	for _, unejects := range []bool{true, false} {
+		bubble(t, func(t *testing.T, r *Registry, p *pipes) { // of a host that passed all its checks
+			p.serve(t, host(1), http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+			cfg := checked("c", HealthCheck{HTTP: true, Path: "/", HealthyThreshold: 3, UnhealthyThreshold: 1}, endpoints(1)...)
+			cfg.Outlier = outlier(func(o *Outlier) { o.BaseEjection, o.SuccessfulUneject = time.Hour, unejects })
+			r.Set(cfg)
+			h := r.Lookup("c").entries[0].host
+			time.Sleep(10500 * time.Millisecond)
+			report(h, 500, 500, 500, 500, 500)
+			synctest.Wait()
+			if !ejected(h) {
+				t.Fatal("not ejected")
+			}
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if ejected(h) == unejects {
+				t.Errorf("successful_active_health_check_uneject_host %v: ejected %v after a check", unejects, ejected(h))
+			}
+			r.Remove("c")
+		})
 		bubble(t, func(t *testing.T, r *Registry, p *pipes) {
 			var down atomic.Bool
 			p.serve(t, host(1), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -337,6 +357,34 @@ func TestASuccessfulCheckEndsAnEjection(t *testing.T) {
 			r.Remove("c")
 		})
 	}
+}
+
+// TestACheckThatPanicsHasFailed, and the next one is made.
+func TestACheckThatPanicsHasFailed(t *testing.T) {
+	bubble(t, func(t *testing.T, r *Registry, p *pipes) {
+		p.serve(t, host(1), http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+		var bad atomic.Bool
+		r.connect = func(ctx context.Context, network, address string) (net.Conn, error) {
+			if bad.Load() {
+				panic("bad check")
+			}
+			return p.connect(ctx, network, address)
+		}
+		r.Set(checked("c", HealthCheck{UnhealthyThreshold: 1}, endpoints(1)...))
+		h := r.Lookup("c").entries[0].host
+		for _, is := range []bool{false, true, false} {
+			bad.Store(is)
+			time.Sleep(1500 * time.Millisecond)
+			synctest.Wait()
+			if h.Healthy() == is {
+				t.Errorf("healthy: %v while checks panic: %v", h.Healthy(), is)
+			}
+		}
+		if n := r.metrics.Singles()[panics.Counter]; n == 0 {
+			t.Error("no panic was counted")
+		}
+		r.Remove("c")
+	})
 }
 
 // probeOnce makes one check of a real server.
