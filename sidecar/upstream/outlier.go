@@ -175,3 +175,34 @@ func (h *Host) endEjection() bool {
 	o.mu.Unlock()
 	return true
 }
+
+// GRPCStatus is the status that a gRPC code counts as for Report, as Envoy's Grpc::Utility::grpcToHttpStatus has it. Envoy
+// asks for it where the request is gRPC by its content-type and grpc-status is in the response's head, that is in
+// an answer without a message; a status in trailers does not count there.
+func GRPCStatus(code int) int {
+	if code < 0 || code >= len(grpcStatuses) {
+		return 500 // a code that nobody knows
+	}
+	return grpcStatuses[code]
+}
+
+// grpcStatuses by code, https://grpc.github.io/grpc/core/md_doc_statuscodes.html.
+var grpcStatuses = [...]int{
+	0:  200, // OK
+	1:  499, // CANCELLED
+	2:  500, // UNKNOWN
+	3:  400, // INVALID_ARGUMENT
+	4:  504, // DEADLINE_EXCEEDED
+	5:  404, // NOT_FOUND
+	6:  409, // ALREADY_EXISTS
+	7:  403, // PERMISSION_DENIED
+	8:  429, // RESOURCE_EXHAUSTED
+	9:  400, // FAILED_PRECONDITION
+	10: 409, // ABORTED
+	11: 400, // OUT_OF_RANGE
+	12: 501, // UNIMPLEMENTED
+	13: 500, // INTERNAL
+	14: 503, // UNAVAILABLE
+	15: 500, // DATA_LOSS
+	16: 401, // UNAUTHENTICATED
+}

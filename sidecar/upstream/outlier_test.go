@@ -6,6 +6,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
 	"sallyport/sidecar/message"
 )
 
@@ -226,4 +228,21 @@ func TestStatusShowsEjections(t *testing.T) {
 			t.Fatalf("%+v", s)
 		}
 	})
+}
+
+// TestGRPCStatusesCountAsInEnvoy: which codes are failures of a host, and which gateway failures.
+func TestGRPCStatusesCountAsInEnvoy(t *testing.T) {
+	for code, want := range map[codes.Code]int{
+		codes.OK: 200, codes.Canceled: 499, codes.Unknown: 500, codes.InvalidArgument: 400, codes.DeadlineExceeded: 504, codes.NotFound: 404,
+		codes.AlreadyExists: 409, codes.PermissionDenied: 403, codes.ResourceExhausted: 429, codes.FailedPrecondition: 400, codes.Aborted: 409,
+		codes.OutOfRange: 400, codes.Unimplemented: 501, codes.Internal: 500, codes.Unavailable: 503, codes.DataLoss: 500, codes.Unauthenticated: 401,
+		17: 500, 1000: 500,
+	} {
+		if got := GRPCStatus(int(code)); got != want {
+			t.Errorf("%v counts as %d, want %d", code, got, want)
+		}
+	}
+	if got := GRPCStatus(-1); got != 500 {
+		t.Errorf("a code that is no code counts as %d", got)
+	}
 }
