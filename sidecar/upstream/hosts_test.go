@@ -376,3 +376,22 @@ func TestConfigurationWhileWorkersChoose(t *testing.T) {
 		}
 	}
 }
+
+// TestALookUpNeitherWaitsNorAllocates: it is made on workers, while another goroutine changes clusters.
+func TestALookUpNeitherWaitsNorAllocates(t *testing.T) {
+	r := registry(t)
+	r.Set(config("c", endpoints(1)...))
+	name := []byte("c")
+	r.mu.Lock() // a change is under way
+	defer r.mu.Unlock()
+	if n := testing.AllocsPerRun(100, func() {
+		if r.Lookup(string(name)) == nil || r.Lookup("d") != nil {
+			t.Error("not found, or found what is not there")
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	if r.Ref("c").Cluster() == nil || r.Ref("new") != r.Ref("new") || len(r.Clusters()) != 1 {
+		t.Error("references are not the same each time")
+	}
+}

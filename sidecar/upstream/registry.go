@@ -29,8 +29,8 @@ type Registry struct {
 	connect  func(ctx context.Context, network, address string) (net.Conn, error)
 	lookups  chan struct{} // has one for each that is under way
 
-	mu   sync.Mutex
-	refs map[string]*Ref
+	mu   sync.Mutex // of changes; who looks a cluster up does not wait for one
+	refs sync.Map   // *Ref by name
 }
 
 // Ref is a cluster by name, interned: a route holds a Ref, and finds the
@@ -46,7 +46,7 @@ func (r *Ref) Cluster() *Cluster { return r.cluster.Load() }
 
 // NewRegistry returns an empty registry. Workers are indexed by their ID.
 func NewRegistry(workers []*loop.Worker, metrics *metric.Registry, log *slog.Logger) *Registry {
-	return &Registry{workers: workers, metrics: metrics, log: log, panics: panics.New(log), refs: map[string]*Ref{},
+	return &Registry{workers: workers, metrics: metrics, log: log, panics: panics.New(log),
 		// Strict, so that a failure among several questions is not taken for "no such name".
 		lookup: (&net.Resolver{PreferGo: true, StrictErrors: true}).LookupNetIP, routable: conn.Routable,
 		connect: new(net.Dialer).DialContext, lookups: make(chan struct{}, maxLookups)}
@@ -54,27 +54,19 @@ func NewRegistry(workers []*loop.Worker, metrics *metric.Registry, log *slog.Log
 
 // Ref returns the reference for a name; the cluster need not exist.
 func (r *Registry) Ref(name string) *Ref {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.ref(name)
-}
-
-func (r *Registry) ref(name string) *Ref {
-	ref := r.refs[name]
-	if ref == nil {
-		ref = &Ref{Name: name}
-		r.refs[name] = ref
+	if ref, ok := r.refs.Load(name); ok {
+		return ref.(*Ref)
 	}
-	return ref
+	ref, _ := r.refs.LoadOrStore(name, &Ref{Name: name})
+	return ref.(*Ref)
 }
 
 // Lookup returns the cluster of that name, nil where there is none. For
-// routes that take the name from a header; others hold a Ref.
+// routes that take the name from a header, on a worker; others hold a Ref. It
+// neither locks nor allocates.
 func (r *Registry) Lookup(name string) *Cluster {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if ref := r.refs[name]; ref != nil {
-		return ref.Cluster()
+	if ref, ok := r.refs.Load(name); ok {
+		return ref.(*Ref).Cluster()
 	}
 	return nil
 }
@@ -86,7 +78,7 @@ func (r *Registry) Lookup(name string) *Cluster {
 func (r *Registry) Set(cfg *Config) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	ref := r.ref(cfg.Name)
+	ref := r.Ref(cfg.Name)
 	old := ref.Cluster()
 	if old != nil && old.Config.Hash == cfg.Hash {
 		if cfg.Discovery == Static || cfg.byName() {
@@ -121,8 +113,8 @@ func (r *Registry) Set(cfg *Config) {
 func (r *Registry) SetEndpoints(cluster string, endpoints []Endpoint, drop uint32) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if ref := r.refs[cluster]; ref != nil && ref.Cluster() != nil {
-		ref.Cluster().update(endpoints, drop)
+	if c := r.Lookup(cluster); c != nil {
+		c.update(endpoints, drop)
 	}
 }
 
@@ -130,24 +122,23 @@ func (r *Registry) SetEndpoints(cluster string, endpoints []Endpoint, drop uint3
 func (r *Registry) Remove(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if ref := r.refs[name]; ref != nil {
-		if c := ref.cluster.Swap(nil); c != nil {
-			c.close()
-			r.metrics.Drop("cluster", c.Config.StatName)
-		}
+	if r.Lookup(name) == nil {
+		return
 	}
+	c := r.Ref(name).cluster.Swap(nil)
+	c.close()
+	r.metrics.Drop("cluster", c.Config.StatName)
 }
 
 // Clusters returns all clusters, sorted by name.
 func (r *Registry) Clusters() []*Cluster {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	var all []*Cluster
-	for _, ref := range r.refs {
-		if c := ref.Cluster(); c != nil {
+	r.refs.Range(func(_, ref any) bool {
+		if c := ref.(*Ref).Cluster(); c != nil {
 			all = append(all, c)
 		}
-	}
+		return true
+	})
 	sort.Slice(all, func(i, j int) bool { return all[i].Config.Name < all[j].Config.Name })
 	return all
 }
