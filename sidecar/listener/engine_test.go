@@ -25,6 +25,7 @@ import (
 type engine struct {
 	t        testing.TB
 	worker   *loop.Worker
+	byHand   bool // the test steps the worker
 	clusters *upstream.Registry
 	server   *Server
 	metrics  *metric.Registry
@@ -84,10 +85,21 @@ func (e *engine) serve() string {
 	e.chain = &Chain{Name: "c", Key: "c", HTTP: e.manager, TLS: e.tls}
 	e.cfg = &Config{Name: "l", StatPrefix: "l", Hash: 1, Bind: true, BufferLimit: e.bufferLimit, Inspect: e.inspect, HTTPInspect: e.inspect, Addresses: []conn.Address{conn.TCP(netip.MustParseAddrPort("127.0.0.1:0"))},
 		Chains: []*Chain{e.chain}}
-	if err := e.server.Apply(e.cfg); err != nil {
+	e.apply(e.cfg)
+	return e.server.AddrOf("l").String()
+}
+
+// apply puts a listener in force, which takes a turn of each worker.
+func (e *engine) apply(cfg *Config) {
+	e.t.Helper()
+	applied := make(chan error, 1)
+	go func() { applied <- e.server.Apply(cfg) }()
+	for e.byHand && len(applied) == 0 {
+		e.worker.Step(time.Millisecond)
+	}
+	if err := <-applied; err != nil {
 		e.t.Fatal(err)
 	}
-	return e.server.AddrOf("l").String()
 }
 
 // table sends everything to the cluster.

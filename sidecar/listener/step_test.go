@@ -27,6 +27,7 @@ func newStepped(t testing.TB) *stepped {
 	}
 	t.Cleanup(w.Close)
 	s.engine = newEngineOn(t, w)
+	s.byHand = true
 	return s
 }
 
