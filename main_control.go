@@ -59,7 +59,7 @@ func controlPlaneCommand(stderr *logging.Output) *cobra.Command {
 	fs.StringVar(&f.o.Catalog, "catalog", "", "catalog file, in place of Consul")
 	fs.StringVar(&f.o.Policies, "policies", "", "folder of policy documents")
 	fs.BoolVar(&f.o.DefaultDeny, "default-deny", false, "refuse calls that no intention or AuthorizationPolicy allows; a Mesh document overrules it")
-	fs.StringVar(&f.state, "state", "", "state folder of the certificate authority (0700)")
+	fs.StringVar(&f.state, "state", "", "state folder (0700): the certificate authority's keys, and the policies in force for a restart")
 	fs.StringVar(&f.trustDomain, "trust-domain", certs.DefaultTrustDomain, "trust domain of the mesh")
 	fs.DurationVar(&f.ttl, "svid-ttl", 0, "life of the SVIDs that are issued (default 1h)")
 	fs.StringVar(&f.socket, "identity-socket", "", "Unix socket on which local processes get identities by their peer credentials")
@@ -95,7 +95,7 @@ func (f *controlFlags) run(ctx context.Context, stderr *logging.Output) error {
 			return problems.Err()
 		}
 	}
-	f.o.Logger = log
+	f.o.Logger, f.o.State = log, f.state
 	authority, err := ca.Open(f.state, ca.Options{TrustDomain: f.o.TrustDomain, TTL: f.ttl, Logger: log})
 	if err != nil {
 		return err
@@ -268,6 +268,12 @@ func printStatus(ctx context.Context, address string, out io.Writer) error {
 	fmt.Fprintf(out, "catalog %s: %s\n", s.Catalog.Source, cmp.Or(s.Catalog.Error, "up to date"))
 	for _, p := range s.Policies.Problems {
 		fmt.Fprintln(out, "refused policy:", p)
+	}
+	if s.Policies.Restored {
+		fmt.Fprintln(out, "policies: what was in force before the restart stays in force, where the folder is refused")
+	}
+	if s.Policies.Unkept != "" {
+		fmt.Fprintln(out, "policies would not survive a restart:", s.Policies.Unkept)
 	}
 	for _, c := range s.Conflicts {
 		state := "not enforced"

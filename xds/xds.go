@@ -1,7 +1,8 @@
 // Package xds is the control plane: it reads a catalog (Consul, or a file) and a folder of policies, and gives every proxy of
 // the mesh its configuration over Envoy's xDS v3. It owns their wiring and the gRPC and status servers; sub-packages do the
-// work: catalog, policy (sources), build (a pure function), serve (streams). It keeps no state: several control planes with
-// the same sources give the same answers. Main calls Run, which uses ordinary goroutines.
+// work: catalog, policy (sources), build (a pure function), serve (streams). It keeps no state but the policies in force, for
+// its next start: several control planes with the same sources give the same answers. Main calls Run, which uses ordinary
+// goroutines.
 package xds
 
 import (
@@ -50,6 +51,7 @@ type Options struct {
 	Consul   *catalog.ConsulOptions // read services from Consul
 	Catalog  string                 // or from this file
 	Policies string                 // folder of documents
+	State    string                 // state folder (0700) that keeps the policies in force over a restart; empty: none
 	Poll     time.Duration          // how often files are looked at, besides being told of changes; default 2s
 
 	TrustDomain spiffeid.TrustDomain
@@ -128,10 +130,15 @@ func New(o Options) (*ControlPlane, error) {
 		}
 		c.source = catalog.NewFile(o.Catalog, o.Poll, o.Logger)
 	}
-	if _, problems := policy.Load(o.Policies); len(problems) > 0 {
-		return nil, problems
-	}
 	c.policies = policy.NewFolder(o.Policies, o.Poll, o.Logger)
+	if o.State != "" {
+		if err := c.policies.Keep(o.State); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.policies.Open(); err != nil {
+		return nil, err
+	}
 	so := serve.Options{TrustDomain: o.TrustDomain, DefaultDeny: o.DefaultDeny, Identity: o.Identity, Logger: o.Logger}
 	if o.Server != nil {
 		o.Server(&so)

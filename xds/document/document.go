@@ -178,6 +178,9 @@ func (d *Document) String(path string) string {
 	return n.Value
 }
 
+// Text is the document as YAML: the same values, not the same lines.
+func (d *Document) Text() ([]byte, error) { return yaml.Marshal(d.root) }
+
 // Line is where the document begins.
 func (d *Document) Line() int { return d.root.Line }
 

@@ -19,12 +19,19 @@ import (
 	"sallyport/xds/document"
 )
 
+// opener reads a file that a document refers to: as it is written there, and its path.
+type opener func(written, path string) ([]byte, *document.Problem)
+
+func fromDisk(_, path string) ([]byte, *document.Problem) { return document.ReadFile(path) }
+
 // checker collects the problems of one document.
 type checker struct {
 	ident
 	doc      *document.Document
-	dir      string   // that relative paths start from
-	refs     []string // files it refers to
+	dir      string            // that relative paths start from
+	open     opener            // of the files it refers to
+	refs     []string          // files it refers to
+	read     map[string][]byte // their content, by what is written in the document
 	problems document.Problems
 }
 
@@ -45,15 +52,21 @@ func (c *checker) oneOf(field, s string, known ...string) {
 }
 
 // file reads a file that the document refers to.
-func (c *checker) file(field, path string) []byte {
+func (c *checker) file(field, written string) []byte {
+	path := written
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(c.dir, path)
 	}
 	c.refs = append(c.refs, path)
-	data, p := document.ReadFile(path)
+	data, p := c.open(written, path)
 	if p != nil {
 		c.fail(field, "%s %s", p.File, p.Text)
+		return nil
 	}
+	if c.read == nil {
+		c.read = map[string][]byte{}
+	}
+	c.read[written] = data
 	return data
 }
 

@@ -1,7 +1,7 @@
 // Package policy reads the documents of a folder (Gateway API's Gateway and HTTPRoute, and the policies attached to them
 // by targetRefs) into one model. Each document is validated by itself and against the others; one that is wrong is refused
-// with file, line and field, while its last good version stays in force. A Set is immutable once published. The control
-// plane runs one Folder on a goroutine of its own.
+// with file, line and field, while its last good version stays in force, also over a restart (keep.go). A Set is immutable
+// once published. The control plane runs one Folder on a goroutine of its own.
 package policy
 
 import (

@@ -2,6 +2,8 @@ package policy
 
 import (
 	"cmp"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,7 +26,8 @@ type entry struct {
 	ident
 	object   any
 	doc      *document.Document
-	refs     []string // files that it refers to
+	refs     []string          // files that it refers to
+	read     map[string][]byte // their content, by what is written in the document
 	problems document.Problems
 }
 
@@ -90,7 +93,7 @@ func readSecret(c *checker) any {
 }
 
 // readDocument reads one document and checks what can be seen in it alone.
-func readDocument(d *document.Document) *entry {
+func readDocument(d *document.Document, open opener) *entry {
 	e := &entry{doc: d, ident: ident{d.String("kind"), Key{d.String("metadata.namespace"), d.String("metadata.name")}}}
 	if e.Namespace == "" {
 		e.Namespace = "default"
@@ -110,14 +113,14 @@ func readDocument(d *document.Document) *entry {
 	case e.Name == "":
 		return fail("metadata.name", "is required")
 	}
-	c := &checker{ident: e.ident, doc: d, dir: filepath.Dir(d.File)}
+	c := &checker{ident: e.ident, doc: d, dir: filepath.Dir(d.File), open: open}
 	for _, n := range []struct{ field, name string }{{"metadata.name", e.Name}, {"metadata.namespace", e.Namespace}} {
 		if !isName(n.name) {
 			return fail(n.field, "%q is not a name: lower-case letters, digits, dots and dashes, at most 253", n.name)
 		}
 	}
 	object := k.read(c)
-	e.refs = c.refs
+	e.refs, e.read = c.refs, c.read
 	slices.SortStableFunc(c.problems, func(a, b *document.Problem) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Field, b.Field))
 	})
@@ -151,7 +154,7 @@ func Parse(file string, data []byte) (*Set, document.Problems) {
 	var l loader
 	entries := make([]*entry, len(docs))
 	for i, d := range docs {
-		entries[i] = readDocument(d)
+		entries[i] = readDocument(d, fromDisk)
 	}
 	return l.settle(map[string][]*entry{file: entries}, nil)
 }
@@ -168,8 +171,29 @@ func Load(dir string) (*Set, document.Problems) {
 
 // loader remembers what was good last. Not safe for concurrent use.
 type loader struct {
-	files map[string][]*entry // what is in force, by file
-	refs  []string            // files that documents, also refused ones, refer to
+	files  map[string][]*entry // what is in force, by file
+	refs   []string            // files that documents, also refused ones, refer to
+	folder fs.FileInfo         // that was read; nil: none yet, what is in force was kept over a restart
+	lost   map[ident]bool      // refused, and no version of it is in force
+}
+
+// documents is how many are in force.
+func (l *loader) documents() (n int) {
+	for _, list := range l.files {
+		n += len(list)
+	}
+	return n
+}
+
+// idents are those in force.
+func (l *loader) idents() map[ident]*entry {
+	out := map[ident]*entry{}
+	for _, list := range l.files {
+		for _, e := range list {
+			out[e.ident] = e
+		}
+	}
+	return out
 }
 
 // Limits on a folder.
@@ -217,6 +241,9 @@ func listFiles(dir string) ([]string, *document.Problem) {
 // load reads the folder. What is wrong keeps its last good version; the problems say what that is.
 func (l *loader) load(dir string) (*Set, document.Problems) {
 	paths, p := listFiles(dir)
+	if p == nil {
+		p = l.looksGone(dir, paths)
+	}
 	if p != nil {
 		if l.files == nil {
 			return nil, document.Problems{p}
@@ -236,30 +263,43 @@ func (l *loader) load(dir string) (*Set, document.Problems) {
 		if total += len(docs); p == nil && total > maxDocuments {
 			p = &document.Problem{File: path, Text: "there are too many documents in the folder"}
 		}
+		// A file that is being written, or was cut off, looks like this.
+		if n := len(l.files[path]); p == nil && len(docs) == 0 && n > 0 {
+			p = &document.Problem{File: path, Text: fmt.Sprintf("is empty; what was in it stays in force (%d). Delete the file to remove its policies", n)}
+		}
 		if p != nil {
 			problems = append(problems, p)
 			files[path] = l.files[path]
 			continue
 		}
 		for _, d := range docs {
-			files[path] = append(files[path], readDocument(d))
+			files[path] = append(files[path], readDocument(d, fromDisk))
 		}
 	}
 	return l.settle(files, problems)
 }
 
+// looksGone says that the folder holds nothing because it is not the one that it was: not mounted, say. A folder whose last
+// file is deleted stays the same folder.
+func (l *loader) looksGone(dir string, paths []string) *document.Problem {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return &document.Problem{File: dir, Text: "cannot be read: " + err.Error()}
+	}
+	if n := l.documents(); len(paths) == 0 && n > 0 && (l.folder == nil || !os.SameFile(l.folder, info)) {
+		return &document.Problem{File: dir, Text: fmt.Sprintf("is empty, and held policies when it was read last; they stay in force (%d). "+
+			"To remove them all, put a file without documents into it, one with a comment say", n)}
+	}
+	l.folder = info
+	return nil
+}
+
 // settle decides which version of each document is in force, and makes the Set.
 func (l *loader) settle(files map[string][]*entry, problems document.Problems) (*Set, document.Problems) {
-	before := map[ident]*entry{}
-	for _, list := range l.files {
-		for _, e := range list {
-			before[e.ident] = e
-		}
-	}
+	before := l.idents()
 	l.refs = nil
-	chosen, first := map[string][]*entry{}, map[ident]*entry{}
+	chosen, first, lost := map[string][]*entry{}, map[ident]*entry{}, map[string]bool{}
 	for _, path := range sortedPaths(files) {
-		nameless := false
 		for _, e := range files[path] {
 			l.refs = append(l.refs, e.refs...)
 			if other := first[e.ident]; other != nil && e.Name != "" {
@@ -269,29 +309,32 @@ func (l *loader) settle(files map[string][]*entry, problems document.Problems) (
 			first[e.ident] = e
 			problems = append(problems, e.problems...)
 			if e.object == nil {
-				nameless = nameless || e.kind == "" || e.Name == "" || kinds[e.kind].read == nil
 				e = before[e.ident]
+				lost[path] = lost[path] || e == nil
 			}
 			if e != nil {
 				chosen[path] = append(chosen[path], e)
 			}
 		}
-		if nameless {
-			// A document that does not say who it is may be any of those that were here.
-			for _, old := range l.files[path] {
-				if first[old.ident] == nil {
-					first[old.ident] = old
-					chosen[path] = append(chosen[path], old)
-				}
-			}
+	}
+	for _, path := range sortedPaths(files) { // all are known now: one may have moved to another file
+		if lost[path] {
+			l.stay(path, first, chosen)
 		}
 	}
 	// References among documents. What refers to nothing falls back to its last good version, and then to nothing; others
 	// may refer to it in turn.
-	for range 1 + len(first) {
+	for range 1 + 2*(len(first)+len(before)) { // each round takes a version of one document away
 		set, bad := link(chosen)
 		if len(bad) == 0 {
 			l.files = chosen
+			l.lost = map[ident]bool{}
+			now := l.idents()
+			for id := range first {
+				if now[id] == nil {
+					l.lost[id] = true
+				}
+			}
 			return set, problems
 		}
 		for path, list := range chosen {
@@ -310,11 +353,27 @@ func (l *loader) settle(files map[string][]*entry, problems document.Problems) (
 					old = nil
 				}
 				list[i] = old
+				lost[path] = lost[path] || old == nil
 			}
 			chosen[path] = slices.DeleteFunc(list, func(e *entry) bool { return e == nil })
+			if lost[path] {
+				l.stay(path, first, chosen)
+			}
 		}
 	}
-	return newSet(), problems
+	set, _ := link(l.files)
+	return set, problems
+}
+
+// stay keeps the documents of a file that are not in it any more, while one is refused that has no version in force: it may
+// be any of them under another name, or under one that cannot be read.
+func (l *loader) stay(path string, first map[ident]*entry, chosen map[string][]*entry) {
+	for _, old := range l.files[path] {
+		if first[old.ident] == nil {
+			first[old.ident] = old
+			chosen[path] = append(chosen[path], old)
+		}
+	}
 }
 
 func sortedPaths(m map[string][]*entry) []string {

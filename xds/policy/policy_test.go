@@ -3,8 +3,11 @@ package policy
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
+
+	"sallyport/xds/document"
 )
 
 const gateway = `apiVersion: gateway.networking.k8s.io/v1
@@ -178,7 +181,8 @@ func TestHostnames(t *testing.T) {
 	}
 }
 
-// Whatever stands in a file: either it is taken as a whole, or every problem has its place and is one line.
+// Whatever stands in a file: either it is taken as a whole, or every problem has its place and is one line. What is good is
+// the same when it was kept over a restart.
 func FuzzParse(f *testing.F) {
 	f.Add(gateway + "---\n" + route + "---\n" + limit("{kind: Service, name: orders}"))
 	for _, seed := range []string{"a: &a [*a]", "kind: Mesh\n<<: {a: b}", "{}", "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nfiles: {tls.crt: /dev/null, tls.key: x}"} {
@@ -200,5 +204,32 @@ func FuzzParse(f *testing.F) {
 				t.Fatalf("%+v", p)
 			}
 		}
+		docs, _ := document.Parse("f.yaml", []byte(text))
+		for _, d := range docs {
+			if e := readDocument(d, fromDisk); e.object != nil {
+				sameWhenKept(t, e)
+			}
+		}
 	})
+}
+
+// sameWhenKept checks that what is kept of a document (see keeper) is the document.
+func sameWhenKept(t *testing.T, e *entry) {
+	t.Helper()
+	text, err := e.doc.Text()
+	if err != nil {
+		t.Fatal(err)
+	}
+	docs, p := document.Parse("f.yaml", text)
+	if p != nil || len(docs) != 1 {
+		t.Fatalf("%d documents, %v, in what was kept: %s", len(docs), p, text)
+	}
+	again := readDocument(docs[0], kept(e.read))
+	if again.ident != e.ident || again.object == nil {
+		t.Fatalf("%v, %v: %s", again.ident, again.problems, text)
+	}
+	spec := func(e *entry) any { return reflect.ValueOf(e.object).Elem().FieldByName("Spec").Interface() }
+	if !reflect.DeepEqual(spec(again), spec(e)) {
+		t.Fatalf("%+v was kept as %+v", spec(e), spec(again))
+	}
 }
