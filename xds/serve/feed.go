@@ -25,7 +25,23 @@ type feed struct {
 	lingerTime time.Duration
 	closed     bool
 	watches    map[string]*watch // by type
+	holds      map[string]*hold  // by type
+	again      *time.Timer       // fires at againAt: then a hold ends
+	againAt    time.Time
 }
+
+// hold keeps a type from a client that refuses what it is sent, or asks again for what it has, for a time that grows. A
+// client in such a loop costs this server, and itself, no more than that.
+type hold struct {
+	times int // in a row
+	until time.Time
+}
+
+// Pauses after a refusal: what comes later than that is sent at once.
+const (
+	firstHold = 50 * time.Millisecond
+	mostHold  = 5 * time.Second
+)
 
 // watch is a request that waits for an answer. Its channel has room for one answer per type.
 type watch struct {
@@ -39,7 +55,56 @@ type watch struct {
 }
 
 func newFeed(linger time.Duration) *feed {
-	return &feed{watches: map[string]*watch{}, lingerTime: linger}
+	return &feed{watches: map[string]*watch{}, holds: map[string]*hold{}, lingerTime: linger}
+}
+
+// refused notes that the client did not take what it was sent of a type.
+func (f *feed) refused(typeURL string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	h := f.holds[typeURL]
+	if h == nil {
+		h = &hold{}
+		f.holds[typeURL] = h
+	}
+	h.until = time.Now().Add(min(firstHold<<min(h.times, 20), mostHold))
+	h.times++
+}
+
+// taken notes that the client took it.
+func (f *feed) taken(typeURL string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.holds, typeURL)
+}
+
+// isHeld says that nothing of the type is sent now, and has answer called when it may be. The lock is held.
+func (f *feed) isHeld(typeURL string) bool {
+	h := f.holds[typeURL]
+	if h == nil {
+		return false
+	}
+	wait := time.Until(h.until)
+	if wait <= 0 {
+		return false
+	}
+	if f.again == nil || h.until.Before(f.againAt) {
+		if f.again != nil {
+			f.again.Stop()
+		}
+		f.again, f.againAt = time.AfterFunc(wait, f.release), h.until
+	}
+	return true
+}
+
+// release answers what was held, where its hold has ended.
+func (f *feed) release() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.again = nil
+	if !f.closed && f.set != nil {
+		f.answer()
+	}
 }
 
 // publish puts a set in force; one of an older generation is passed over.
@@ -86,7 +151,7 @@ func (f *feed) settle() {
 // answer answers all watches that have something new, in the order of build.Types. The lock is held.
 func (f *feed) answer() {
 	for _, t := range build.Types {
-		if w := f.watches[t]; w != nil && w.answer(f.set.of(t)) {
+		if w := f.watches[t]; w != nil && !f.isHeld(t) && w.answer(f.set.of(t)) {
 			delete(f.watches, t)
 		}
 	}
@@ -99,6 +164,9 @@ func (f *feed) close() {
 	if f.linger != nil {
 		f.linger.Stop()
 	}
+	if f.again != nil {
+		f.again.Stop()
+	}
 	clear(f.watches)
 }
 
@@ -106,7 +174,7 @@ func (f *feed) close() {
 func (f *feed) watch(w *watch) (cancel func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.set != nil && w.answer(f.set.of(w.typeURL)) {
+	if f.set != nil && !f.isHeld(w.typeURL) && w.answer(f.set.of(w.typeURL)) {
 		return func() {}
 	}
 	f.watches[w.typeURL] = w

@@ -141,6 +141,14 @@ func (s *Server) request(key string, node **corev3.Node, typeURL, nonce string, 
 		st.types[typeURL] = t
 	}
 	switch {
+	case refused != nil:
+		st.feed.refused(typeURL)
+	case nonce == "" && t.sentNonce != "": // it asks for what it was sent on this stream
+		st.feed.refused(typeURL)
+	case nonce == t.sentNonce:
+		st.feed.taken(typeURL)
+	}
+	switch {
 	case nonce == "" || nonce != t.sentNonce: // a new subscription, or about an answer that is no longer the last
 	case refused != nil:
 		text := refused.GetMessage()
