@@ -276,7 +276,7 @@ func printStatus(ctx context.Context, address string, out io.Writer) error {
 		fmt.Fprintln(out, "policies would not survive a restart:", s.Policies.Unkept)
 	}
 	for _, c := range s.Conflicts {
-		state := "not enforced"
+		state := "policy in conflict"
 		if c.Closed {
 			state = "service " + c.Service + " closed"
 		}

@@ -90,7 +90,7 @@ func Build(in Input, p Proxy) (*Resources, error) {
 	return b.out, nil
 }
 
-// Conflicts are the parts of policies that cannot be enforced, because of what the catalog says that services speak.
+// Conflicts are the parts of policies that do not mean what they say, with what the catalog says that services speak.
 func Conflicts(c *catalog.Snapshot, p *policy.Set) []policy.Conflict {
 	return p.Conflicts(func(k policy.Key) bool {
 		return !c.Service(catalog.Name{Namespace: k.Namespace, Name: k.Name}).Protocol.IsHTTP()

@@ -316,14 +316,15 @@ func TestWhatWasKeptAndCannotBeRead(t *testing.T) {
 	}
 }
 
-// A version of the program that takes a document for wrong, which another had in force, does not start without it.
-func TestADocumentThatANewVersionRefusesIsAnErrorAtTheStart(t *testing.T) {
+// What was in force and is refused now, by another version of the program say, or for what stands beside it, is an error at
+// the start: to go on without it would lift it.
+func TestWhatWasInForceAndIsRefusedNowIsAnErrorAtTheStart(t *testing.T) {
 	k := newKept(t)
-	allow := strings.NewReplacer("DENY", "ALLOW", "web", "public").Replace(denial)
-	k.write("allow.yaml", allow)
+	const mesh = "apiVersion: policy.sallyport.io/v1\nkind: Mesh\nmetadata: {name: mesh}\nspec: {defaultAuthorization: deny}\n"
+	k.write("mesh.yaml", mesh)
 	k.good()
-	k.write("gateway.yaml", gateway) // with which the allowance is refused; as if it had been there, and this were new
-	if _, _, err := k.start(); err == nil || !strings.Contains(err.Error(), "write gateway: public") {
+	k.write("another.yaml", strings.NewReplacer("name: mesh", "name: another", "deny", "allow").Replace(mesh))
+	if _, _, err := k.start(); err == nil || !strings.Contains(err.Error(), "there is another Mesh already") {
 		t.Errorf("%v", err)
 	}
 }

@@ -441,7 +441,6 @@ func link(files map[string][]*entry) (*Set, map[*entry]document.Problems) {
 		case *Object[CircuitBreaker]:
 			attach(k, s.CircuitBreaker, o, o.Spec.targets)
 		case *Object[Authorization]:
-			k.callers(o)
 			for i, r := range o.Spec.TargetRefs {
 				if t, ok := k.target(i, r); ok {
 					s.Authorization[t] = append(s.Authorization[t], o)
@@ -506,27 +505,6 @@ func (k *linker) target(i int, r TargetRef) (Target, bool) {
 		}
 	}
 	return t, true
-}
-
-// callers refuses an allowance that names a Gateway as a service: gateways have identities of their own, and the edges
-// would be turned away.
-func (k *linker) callers(o *Object[Authorization]) {
-	if o.Spec.Action != "ALLOW" {
-		return
-	}
-	for i, r := range o.Spec.Rules {
-		for j, f := range r.From {
-			namespace, name, ok := strings.Cut(f.Service, "/")
-			if !ok {
-				namespace, name = o.Namespace, f.Service
-			}
-			if k.set.Gateways[Key{namespace, name}] != nil {
-				at := document.Index(document.Index("spec", "rules", i), "from", j)
-				k.fail(document.At(at, "service"), "there is a Gateway %s/%s, which is no service; write gateway: %s (or, for a service of that name, spiffeID)",
-					namespace, name, f.Service)
-			}
-		}
-	}
 }
 
 func namesIn[V any](m map[Key]V, namespace string) (out []string) {

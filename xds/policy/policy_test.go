@@ -70,8 +70,6 @@ func TestBadDocuments(t *testing.T) {
 		"a duration that is none": {"apiVersion: policy.sallyport.io/v1\nkind: TimeoutPolicy\nmetadata: {name: t}\nspec: {targetRefs: [{kind: Service, name: a}], request: 5 s}\n", `f.yaml:4:57: spec.request: "5 s" is not a duration; write 250ms, 10s or 1h30m`},
 		"more fields than the next hop takes": {strings.Replace(route, "backendRefs", "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {add: ["+strings.Repeat("{name: x, value: y},", 17)+"]}}], backendRefs", 1),
 			`f.yaml:6:92: spec.rules[0].filters[0].requestHeaderModifier.add: has 17 entries; at most 16 are allowed`},
-		"a gateway that is let in as a service": {gateway + "---\n" + "apiVersion: policy.sallyport.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec: {targetRefs: [{kind: Service, name: orders}], action: ALLOW, rules: [{from: [{service: public}]}]}\n",
-			`f.yaml:11:94: spec.rules[0].from[0].service: there is a Gateway default/public, which is no service; write gateway: public (or, for a service of that name, spiffeID)`},
 		"an open door": {"apiVersion: policy.sallyport.io/v1\nkind: CORSPolicy\nmetadata: {name: c}\nspec: {targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: public}], allowOrigins: ['*'], allowCredentials: true}\n",
 			`f.yaml:4:102: spec.allowOrigins[0]: "*" with allowCredentials would let every site act for its visitors; name the origins`},
 	} {

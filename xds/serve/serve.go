@@ -134,7 +134,7 @@ func (s *Server) SetPolicy(p *policy.Set) {
 	s.look()
 }
 
-// look finds what cannot be enforced at present, and logs what is new. The lock is held.
+// look finds the policies that do not mean what they say at present, and logs what is new. The lock is held.
 func (s *Server) look() {
 	if !s.loaded() {
 		return
@@ -148,7 +148,7 @@ func (s *Server) look() {
 		if known[*c.Problem] {
 			continue
 		}
-		s.log.Error("policy cannot be enforced", "service", c.Service.String(), "closed", c.Closes,
+		s.log.Error("policy in conflict", "service", c.Service.String(), "closed", c.Closes,
 			"file", c.Problem.File, "line", c.Problem.Line, "field", c.Problem.Field, "reason", c.Problem.Text)
 	}
 }

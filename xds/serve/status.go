@@ -20,19 +20,19 @@ type Status struct {
 	Ready    bool           `json:"ready"`
 	Catalog  catalog.Status `json:"catalog"`
 	Policies policy.Status  `json:"policies"`
-	// Conflicts are the policies that are in force and cannot be enforced.
+	// Conflicts are the policies that are in force and do not mean what they say.
 	Conflicts []Conflict    `json:"conflicts,omitempty"`
 	Proxies   []ProxyStatus `json:"proxies"`
 }
 
-// Conflict is a policy that cannot be enforced at a service.
+// Conflict is a part of a policy that does not mean what it says at a service: see policy.Conflict.
 type Conflict struct {
 	*document.Problem
 	Service string `json:"service"`
 	Closed  bool   `json:"closed"` // nobody gets to the service until the conflict is gone
 }
 
-// Conflicts are the policies that cannot be enforced now, in the order of their places.
+// Conflicts are those of now, in the order of their places.
 func (s *Server) Conflicts() (out []Conflict) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -92,7 +92,7 @@ func (s *Server) Proxies() []ProxyStatus {
 func (s *Server) Handler(c catalog.Source, p *policy.Folder) http.Handler {
 	s.metrics.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sallyport_policy_problems", Help: "Documents or files that are refused now."},
 		func() float64 { return float64(len(p.Status().Problems)) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sallyport_policy_conflicts", Help: "Parts of policies that cannot be enforced now."},
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sallyport_policy_conflicts", Help: "Parts of policies that do not mean what they say now."},
 			func() float64 { return float64(len(s.Conflicts())) }))
 	m := http.NewServeMux()
 	m.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {

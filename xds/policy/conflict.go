@@ -3,12 +3,13 @@ package policy
 import (
 	"cmp"
 	"slices"
+	"strings"
 
 	"sallyport/xds/document"
 )
 
-// Conflict is a part of a document that cannot be enforced at a service, because the service speaks tcp: a stream of bytes
-// has no requests, paths or tokens.
+// Conflict is a part of a document that does not mean what it says at a service: because the service speaks tcp, whose stream
+// of bytes has no requests, paths or tokens; or because it lets in a Gateway as if that were a service.
 type Conflict struct {
 	Service Key
 	Problem *document.Problem
@@ -122,13 +123,41 @@ func (s *Set) restricts(r *HTTPRoute) bool {
 	return false
 }
 
-// Conflicts are those of all services that speak tcp, in the order of their places.
+// misnamed are the allowances that name a Gateway as a service. Gateways have identities of their own: the edges are turned
+// away. It is no mistake of the document alone, so that a Gateway does not make other documents wrong.
+func (s *Set) misnamed() (out []Conflict) {
+	for _, t := range sortedTargets(s.Authorization) {
+		for _, o := range s.Authorization[t] {
+			if o.Spec.Action != "ALLOW" {
+				continue
+			}
+			for i, r := range o.Spec.Rules {
+				for j, f := range r.From {
+					namespace, name, ok := strings.Cut(f.Service, "/")
+					if !ok {
+						namespace, name = o.Namespace, f.Service
+					}
+					if s.Gateways[Key{namespace, name}] == nil {
+						continue
+					}
+					at := document.Index(document.Index("spec", "rules", i), "from", j)
+					out = append(out, Conflict{Service: t.Key, Problem: o.Problemf(document.At(at, "service"),
+						"does not let in the Gateway %s/%s, which is no service; write gateway: %s (or, for a service of that name, spiffeID)", namespace, name, f.Service)})
+				}
+			}
+		}
+	}
+	return out
+}
+
+// Conflicts are all that there are, in the order of their places.
 func (s *Set) Conflicts(isTCP func(Key) bool) (out []Conflict) {
 	for _, k := range s.Services() {
 		if isTCP(k) {
 			out = append(out, s.ConflictsOf(k)...)
 		}
 	}
+	out = append(out, s.misnamed()...)
 	slices.SortStableFunc(out, func(a, b Conflict) int {
 		return cmp.Or(cmp.Compare(a.Problem.File, b.Problem.File), cmp.Compare(a.Problem.Line, b.Problem.Line), cmp.Compare(a.Problem.Column, b.Problem.Column))
 	})

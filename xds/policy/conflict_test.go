@@ -78,3 +78,30 @@ func TestWhatATCPServiceCannotEnforceIsAConflict(t *testing.T) {
 		})
 	}
 }
+
+func TestAnAllowanceThatNamesAGatewayAsAServiceIsAConflict(t *testing.T) {
+	const rule = "  action: ALLOW\n  rules: [{from: [{service: web}, {service: public}]}]\n"
+	for name, c := range map[string]struct{ text, want string }{
+		"as a service": {at("AuthorizationPolicy", toDB, rule),
+			"f.yaml:7:45: spec.rules[0].from[1].service: does not let in the Gateway default/public, which is no service; write gateway: public (or, for a service of that name, spiffeID)"},
+		"with its namespace": {at("AuthorizationPolicy", toDB, strings.Replace(rule, "public", "default/public", 1)),
+			"f.yaml:7:45: spec.rules[0].from[1].service: does not let in the Gateway default/public, which is no service; write gateway: default/public (or, for a service of that name, spiffeID)"},
+		"as a gateway":         {at("AuthorizationPolicy", toDB, strings.Replace(rule, "service: public", "gateway: public", 1)), ""},
+		"of another namespace": {at("AuthorizationPolicy", toDB, strings.Replace(rule, "public", "shop/public", 1)), ""},
+		"a denial":             {at("AuthorizationPolicy", toDB, strings.Replace(rule, "ALLOW", "DENY", 1)), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, problems := Parse("f.yaml", []byte(c.text+"---\n"+gateway))
+			if err := problems.Err(); err != nil {
+				t.Fatal(err)
+			}
+			got := s.Conflicts(func(Key) bool { return false })
+			if c.want == "" && len(got) == 0 {
+				return
+			}
+			if len(got) != 1 || got[0].Problem.Error() != c.want || got[0].Closes || got[0].Service != (Key{"default", "db"}) {
+				t.Errorf("got  %+v\nwant %s", got, c.want)
+			}
+		})
+	}
+}
