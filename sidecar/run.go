@@ -267,7 +267,7 @@ func (p *process) identity() secret.Identity {
 }
 
 func (p *process) newState(publisher active.Publisher) (*active.State, error) {
-	o := active.Options{Publisher: publisher, Secrets: p.secrets, Log: p.log, Env: config.Env{
+	o := active.Options{Publisher: publisher, Secrets: p.secrets, RoutesChanged: p.server.RoutesChanged, Log: p.log, Env: config.Env{
 		Cluster:      func(name string) any { return p.clusters.Ref(name) },
 		Stats:        p.metrics.Set,
 		AccessLog:    p.logs.Compile,

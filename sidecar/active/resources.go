@@ -249,7 +249,11 @@ func (s *State) setRoutes(in *incoming) error {
 	}
 	s.warn(r.warnings, warnings)
 	r.resource, r.warnings = in.resource(), warnings
+	before := r.handle.Table()
 	r.handle.Publish(table)
+	if before != nil && s.routesChanged != nil {
+		s.routesChanged()
+	}
 	return nil
 }
 

@@ -55,19 +55,22 @@ type Options struct {
 	FetchTimeout time.Duration
 	// Subscribe tells the ADS client which resources of a type are wanted.
 	Subscribe func(typeURL string, names []string)
+	// RoutesChanged, if set, is told when other routes are in force: requests under way may not be allowed any more.
+	RoutesChanged func()
 	// Cache, if set, keeps the last good configuration on disk.
 	Cache *Cache
 }
 
 // State is the configuration in force.
 type State struct {
-	publisher Publisher
-	env       config.Env
-	secrets   *secret.Store
-	log       *slog.Logger
-	timeout   time.Duration
-	subscribe func(string, []string)
-	cache     *Cache
+	publisher     Publisher
+	routesChanged func()
+	env           config.Env
+	secrets       *secret.Store
+	log           *slog.Logger
+	timeout       time.Duration
+	subscribe     func(string, []string)
+	cache         *Cache
 
 	mu        sync.Mutex
 	closed    bool
@@ -151,7 +154,7 @@ const defaultFetch = 15 * time.Second
 
 // New returns a State in which nothing is in force.
 func New(o Options) *State {
-	s := &State{publisher: o.Publisher, env: o.Env, secrets: o.Secrets, log: o.Log, timeout: o.FetchTimeout, subscribe: o.Subscribe, cache: o.Cache,
+	s := &State{publisher: o.Publisher, routesChanged: o.RoutesChanged, env: o.Env, secrets: o.Secrets, log: o.Log, timeout: o.FetchTimeout, subscribe: o.Subscribe, cache: o.Cache,
 		clusters: map[string]*cluster{}, listeners: map[string]*listening{}, endpoints: map[string]*endpoints{}, routes: map[string]*routes{},
 		secret: map[string]*resource{}, users: map[string]map[string]bool{}, warming: map[*warm]func() bool{}, versions: map[string]string{},
 		failures: map[string]map[string]*failure{}, unbound: map[string]*unbound{}, accepted: map[string]bool{}, withheld: map[string][]string{}, asked: map[string][]string{}, ready: make(chan struct{}), started: time.Now()}

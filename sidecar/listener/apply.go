@@ -349,7 +349,7 @@ func (s *Server) newActive(p *plan) *active {
 		a.addresses = append(a.addresses, b.at)
 	}
 	for i, w := range s.workers {
-		a.locals = append(a.locals, &workerListener{parent: a, worker: w, factory: s.factories[i], virtual: s.virtual[i]})
+		a.locals = append(a.locals, &workerListener{parent: a, worker: w, factory: s.factories[i], virtual: s.virtual[i], recheck: s.rechecks[i]})
 	}
 	return a
 }

@@ -38,9 +38,10 @@ type connection struct {
 	index int // in local.open
 	phase phase
 
-	proxied bool // the PROXY header was read
-	leaving bool // drains as soon as it is served
-	ended   bool // the client ended its sending while it was inspected
+	proxied    bool // the PROXY header was read
+	rechecking bool // its requests are to be asked about
+	leaving    bool // drains as soon as it is served
+	ended      bool // the client ended its sending while it was inspected
 	// redirected says that the client meant OriginalDst and knows nothing of this listener, ownDst that OriginalDst is
 	// an address of this very listener: who goes on to it comes back here.
 	redirected, ownDst bool
@@ -266,8 +267,8 @@ func (k *connection) reconsider(cfg *Config) {
 		return
 	}
 	k.chain = next
-	if k.phase == serving {
-		k.allowed()
+	if k.phase == serving && k.allowed() && k.http != nil && next.HTTP.Rechecks() {
+		k.local.recheck.add(k)
 	}
 }
 

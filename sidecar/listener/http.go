@@ -21,6 +21,7 @@ type httpServer struct {
 	h1       *http1.ServerConn
 	h2       *http2.Conn
 	stats    *metric.Block
+	streams  stream.List
 	active   int
 	served   uint32
 	draining bool
@@ -355,7 +356,9 @@ func (h *httpServer) newStream(down message.Sender, p stream.Protocol) message.R
 	if limit := h.Manager().MaxRequests; limit > 0 && h.served >= limit {
 		h.drain()
 	}
-	return h.k.local.factory.New(h, &h.k.Connection, down, p)
+	s := h.k.local.factory.New(h, &h.k.Connection, down, p)
+	h.streams.Add(s)
+	return s
 }
 
 // Manager is the connection manager in force.
@@ -369,7 +372,8 @@ func (h *httpServer) Last() {
 }
 
 // StreamDone is a stream's word that it is over.
-func (h *httpServer) StreamDone(*stream.Stream) {
+func (h *httpServer) StreamDone(s *stream.Stream) {
+	h.streams.Remove(s)
 	h.active--
 	if h.active == 0 {
 		h.since = h.k.Worker.Now()

@@ -59,7 +59,8 @@ type Server struct {
 	// Held are ports that the process which started this one holds for it: they are shared with that.
 	Held map[uint16]bool
 
-	virtual []virtual // one per worker
+	virtual  []virtual  // one per worker
+	rechecks []*recheck // likewise
 	// origin asks the socket where the client meant to go; tests have no netfilter.
 	origin func(*conn.Conn) (netip.AddrPort, error)
 
@@ -103,6 +104,7 @@ type workerListener struct {
 	virtual virtual
 	sockets []*conn.Listener // by address; nil where another worker accepts, or another listener has it now
 	open    []*connection
+	recheck *recheck // the worker's
 }
 
 // NewServer returns a server without listeners.
@@ -111,6 +113,7 @@ func NewServer(workers []*loop.Worker, clusters *upstream.Registry, metrics *met
 	for _, w := range workers {
 		s.factories = append(s.factories, stream.NewFactory(w, clusters))
 		s.virtual = append(s.virtual, virtual{})
+		s.rechecks = append(s.rechecks, &recheck{worker: w})
 	}
 	return s
 }

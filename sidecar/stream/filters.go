@@ -43,6 +43,10 @@ func (m *Manager) chain() *Chain {
 	return m.Filters
 }
 
+// Rechecks says that requests under way may have to be asked about when the
+// configuration changes.
+func (m *Manager) Rechecks() bool { return m.chain().Rechecks() }
+
 // MessageHead is the head of a direction, for filters.
 func (s *Stream) MessageHead(d chain.Direction) *message.Head {
 	if d == chain.Request {
@@ -183,7 +187,7 @@ func (s *Stream) Recheck() {
 		return
 	}
 	m := s.owner.Manager()
-	if !m.chain().Rechecks() {
+	if !m.Rechecks() {
 		return
 	}
 	defer s.guard()

@@ -1,7 +1,9 @@
 package stream_test
 
 import (
+	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 
@@ -104,5 +106,42 @@ func TestABodyOverHTTP2(t *testing.T) {
 	client.Want(200, "reply")
 	if string(client.Trailers.Lookup("grpc-status")) != "0" {
 		t.Error("no trailers")
+	}
+}
+
+func TestAnAnswerOfGRPCCountsForTheHostAsItsCode(t *testing.T) {
+	for name, c := range map[string]struct {
+		fields []string
+		end    bool
+		ejects bool
+	}{
+		"unavailable":               {[]string{"content-type", "application/grpc", "grpc-status", "14"}, true, true},
+		"deadline exceeded":         {[]string{"content-type", "application/grpc", "grpc-status", "4"}, true, true},
+		"not found":                 {[]string{"content-type", "application/grpc", "grpc-status", "5"}, true, false},
+		"a code that is not gRPC's": {[]string{"content-type", "text/plain", "grpc-status", "14"}, true, false},
+		"a code in front of a body": {[]string{"content-type", "application/grpc", "grpc-status", "14"}, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked := "application/grpc"
+			if strings.Contains(name, "not gRPC's") {
+				asked = "text/plain"
+			}
+			r := overHTTP2(t)
+			r.Cluster.Outlier = &upstream.Outlier{Consecutive5xx: 1, Enforcing5xx: 100, AlwaysEjectOne: true, MaxEjectionPercent: 100, BaseEjection: time.Hour}
+			client := r.Begin(stream.ProtocolHTTP2, streamtest.Head("POST", "/s/m", "content-type", asked), true)
+			h := r.Hosts[0].Accept().HTTP2()
+			id, _, _ := h.Request()
+			h.Respond(id, c.end, "200", c.fields...)
+			if !c.end {
+				h.Data(id, true, "x")
+			}
+			client.Done()
+			host := r.Clusters.Lookup("backend").Host(&upstream.Pick{})
+			if c.ejects {
+				r.Until("the host is ejected", func() bool { return r.ClusterStat(upstream.StatEjections5xx) == 1 })
+			} else if host == nil || r.ClusterStat(upstream.StatEjections5xx) != 0 {
+				t.Error("the host was ejected")
+			}
+		})
 	}
 }

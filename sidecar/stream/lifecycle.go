@@ -110,6 +110,8 @@ type Stream struct {
 
 	active time.Time // last activity, for the idle timeout
 
+	next, prev *Stream // of its owner's List
+
 	idleTimer    loop.Timer
 	requestTimer loop.Timer // request_timeout
 	maxTimer     loop.Timer // max_stream_duration
@@ -334,11 +336,10 @@ func (s *Stream) finish() {
 	s.try.Cancel()
 	s.doneRetrying()
 	s.Duration = s.since()
-	if s.Manager == nil {
-		return // reset before there was a head
+	if s.Manager != nil { // else it was reset before there was a head
+		s.filters.End()
+		s.conclude()
 	}
-	s.filters.End()
-	s.conclude()
 	s.body.Clear()
 	if s.request == requestOpen && s.Protocol != ProtocolHTTP2 {
 		// The response is complete and the request is not: the rest of an

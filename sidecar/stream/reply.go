@@ -83,7 +83,7 @@ func (s *Stream) answer(r reply) {
 func (s *Stream) writeReply(r *reply) (body string) {
 	h := &s.Response
 	h.Reset()
-	if body = r.body; IsGRPC(&s.Request) {
+	if body = r.body; message.IsGRPC(&s.Request) {
 		// A gRPC client reads trailers, not the status or the body.
 		h.AddNameString(message.Status, "200")
 		h.AddNameString(message.ContentType, "application/grpc")
@@ -127,13 +127,6 @@ func (s *Stream) replyWith(body string) {
 	if body != "" && !s.over && s.filters.Epoch(chain.Response) == epoch {
 		s.filters.Data(chain.Response, []byte(body), true)
 	}
-}
-
-// IsGRPC says whether a head is gRPC's, by its content type.
-func IsGRPC(h *message.Head) bool {
-	const grpc = "application/grpc"
-	ct := h.Get(message.ContentType)
-	return len(ct) >= len(grpc) && string(ct[:len(grpc)]) == grpc && (len(ct) == len(grpc) || ct[len(grpc)] == '+' || ct[len(grpc)] == ';')
 }
 
 // percentEncode writes a grpc-message (gRPC over HTTP/2, "Percent-Encoded").

@@ -103,7 +103,7 @@ func (l *limit) headers(s *stream.Stream, h *message.Head, b *bucket, now time.T
 		m := &l.reply[i]
 		list = append(list, route.HeaderValue{Name: m.Name, Value: value(m, s)})
 	}
-	if l.exhausted && stream.IsGRPC(h) {
+	if l.exhausted && message.IsGRPC(h) {
 		list = append(list, route.HeaderValue{Name: "grpc-status", Value: "8"})
 	}
 	return list

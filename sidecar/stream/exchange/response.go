@@ -1,6 +1,8 @@
 package exchange
 
 import (
+	"strconv"
+
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/metric"
 	"sallyport/sidecar/upstream"
@@ -55,7 +57,7 @@ func (r *receiver) Head(h *message.Head, end bool) {
 		x.response = whole
 	}
 	x.count(status)
-	x.host.Report(outlierStatus(h, status))
+	x.host.Report(x.outlierStatus(h, status, end))
 	x.user.Head(x, h, end)
 	if end {
 		x.finish()
@@ -176,13 +178,15 @@ func (x *Exchange) count(status int) {
 	st.Observe(upstream.StatRqTime, float64(x.worker.Now().Sub(x.began))/1e6)
 }
 
-// outlierStatus is the status that outlier detection counts: a gRPC error in
-// a trailers-only response counts as the HTTP status it stands for.
-func outlierStatus(h *message.Head, status int) int {
-	if v := h.Get(message.GRPCStatus); status == 200 && len(v) > 0 && string(v) != "0" {
-		if string(v) == "14" || string(v) == "13" || string(v) == "2" || string(v) == "15" {
-			return 503
-		}
+// outlierStatus is the status that outlier detection counts: of an answer of gRPC
+// without a message, the HTTP status that its code stands for, as Envoy has it. A
+// code behind messages is the application's word about one call, and does not count.
+func (x *Exchange) outlierStatus(h *message.Head, status int, end bool) int {
+	if !end || status != 200 || !message.IsGRPC(x.head) {
+		return status
+	}
+	if code, err := strconv.ParseUint(string(h.Get(message.GRPCStatus)), 10, 8); err == nil {
+		return upstream.GRPCStatus(int(code))
 	}
 	return status
 }
