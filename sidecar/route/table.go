@@ -137,11 +137,20 @@ func (t *Table) Match(h *message.Head, random uint64, info MatchInfo) *Route {
 
 // isHTTPS says whether the client used https, as far as is known:
 // x-forwarded-proto was removed already where the peer is not to be trusted.
+// Where it is repeated, each value must say so: who wrote which is not known.
 func isHTTPS(h *message.Head, info MatchInfo) bool {
-	if p := h.Get(message.XForwardedProto); p != nil {
-		return equalFold(p, "https")
+	if !h.Has(message.XForwardedProto) {
+		return info.TLS
 	}
-	return info.TLS
+	for i := range h.Len() {
+		if h.NameAt(i) != message.XForwardedProto {
+			continue
+		}
+		if _, v := h.At(i); !equalFold(v, "https") {
+			return false
+		}
+	}
+	return true
 }
 
 // Host returns the virtual host of a request: by exact domain, else the

@@ -298,6 +298,15 @@ func TestTLSRequirement(t *testing.T) {
 	if r := tb.Match(head("GET", "h", "/", "x-forwarded-proto", "https"), 0, MatchInfo{}); r == nil || r.Redirect != nil {
 		t.Error("TLS before another proxy is redirected")
 	}
+	for _, lines := range [][]string{{"https", "http"}, {"http", "https"}, {"https, http"}, {"https", ""}} {
+		h := head("GET", "h", "/")
+		for _, l := range lines {
+			h.AddString("x-forwarded-proto", l)
+		}
+		if r := tb.Match(h, 0, MatchInfo{TLS: true}); r == nil || r.Redirect == nil {
+			t.Errorf("x-forwarded-proto in the lines %q is taken for https", lines)
+		}
+	}
 	v[0].RequireTLS = TLSExternalOnly
 	tb = table(t, TableOptions{}, v...)
 	if r := tb.Match(head("GET", "h", "/"), 0, MatchInfo{Internal: true}); r == nil || r.Redirect != nil {
