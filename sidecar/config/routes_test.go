@@ -103,7 +103,8 @@ func TestForwardRoutes(t *testing.T) {
 		}
 	}
 	f = find(t, tb, "/w/x").Forward
-	if f.TotalWeight != 100 || f.Clusters[1].Weight != 10 || f.Clusters[1].HostRewrite != "two" || string(f.Rewrite.Regex.Replace(nil, []byte("/w/x"))) != "/x" ||
+	rewritten, _ := f.Rewrite.Regex.Replace(nil, []byte("/w/x"))
+	if f.TotalWeight != 100 || f.Clusters[1].Weight != 10 || f.Clusters[1].HostRewrite != "two" || string(rewritten) != "/x" ||
 		f.Timeout != 15*time.Second || f.IdleTimeout >= 0 || f.NotFoundStatus != 503 || f.Retry == nil || f.Retry.On != route.On5xx || f.Retry.Retries != 1 {
 		t.Errorf("weighted: %+v", f)
 	}

@@ -20,6 +20,7 @@ const (
 	PathNormalization
 	PathFragment
 	Underscore
+	TooLongToMatch // by the regular expressions of routes and rewrites
 	UpgradeRefused
 	RequestTooLarge // above what a filter may collect
 	RequestTimeout
@@ -76,6 +77,7 @@ var table = [kinds]Failure{
 	PathNormalization: {400, codes.Internal, DPE, "path_normalization_failed", "Bad Request", nil},
 	PathFragment:      {400, codes.Internal, DPE, "path_has_fragment", "Bad Request", nil},
 	Underscore:        {400, codes.Internal, DPE, "unexpected_underscore", "Bad Request", nil},
+	TooLongToMatch:    {414, codes.InvalidArgument, 0, "too_long_to_match", "URI Too Long", nil},
 	UpgradeRefused:    {403, codes.PermissionDenied, 0, "upgrade_failed", "", nil},
 	RequestTooLarge:   {413, codes.ResourceExhausted, 0, "request_payload_too_large", "Payload Too Large", nil},
 	RequestTimeout:    {408, codes.DeadlineExceeded, DT, "request_overall_timeout", "request timeout", nil},

@@ -2,16 +2,16 @@ package route
 
 import (
 	"bytes"
+	"iter"
 	"strconv"
 	"strings"
 	"unsafe"
 
 	"sallyport/sidecar/message"
+	"sallyport/sidecar/route/regex"
 )
 
-// HeaderMatcher is a compiled envoy.config.route.v3.HeaderMatcher. All values
-// of a repeated field are matched as one, joined by ",", so that no second
-// value escapes a rule (CVE-2020-25017). Immutable.
+// HeaderMatcher is a compiled envoy.config.route.v3.HeaderMatcher. Immutable.
 type HeaderMatcher struct {
 	name  string
 	known message.Name
@@ -70,48 +70,57 @@ func HeaderInRange(name string, start, end int64, o HeaderOptions) HeaderMatcher
 // Name is the field's name, in lower case.
 func (m *HeaderMatcher) Name() string { return m.name }
 
-// Match says whether the head matches. As in Envoy, a field that is missing
-// matches nothing but present_match, inverted or not, unless it is to be
-// treated as empty.
+// Match says whether the head matches. It does not where that is not known:
+// callers for whom a match opens or denies something ask Try.
+func (m *HeaderMatcher) Match(h *message.Head) bool {
+	var w regex.Budget
+	return m.Try(h, &w) == regex.Yes
+}
+
+// Try says whether the head matches, within the budget of a decision. As in
+// Envoy, a field that is missing matches nothing but present_match, inverted or
+// not, unless it is to be treated as empty.
 //
 // A field that is repeated is matched value by value, and matches where one of
-// them does: joined, "guest,admin" would pass a denial of "guest" (CVE-2026-26308).
-func (m *HeaderMatcher) Match(h *message.Head) bool {
-	found, matched := false, false
+// them does: the first alone would let "other" and "guest" pass a denial of
+// "guest" (CVE-2020-25017), and joined they would, too (CVE-2026-26308).
+func (m *HeaderMatcher) Try(h *message.Head, w *regex.Budget) regex.Answer {
+	found, matched := false, regex.No
 	switch {
 	case m.known != message.Unknown && !h.Has(m.known):
 	case m.known != message.Unknown && m.known <= message.Status:
-		found, matched = true, m.matchValue(h.Get(m.known)) // a pseudo-header field is there once
+		found, matched = true, m.try(h.Get(m.known), w) // a pseudo-header field is there once
 	default:
-		for i := 0; i < h.Len() && !matched; i++ {
+		for i := 0; i < h.Len() && matched != regex.Yes; i++ {
 			if m.known != message.Unknown && h.NameAt(i) != m.known {
 				continue
 			}
 			if name, v := h.At(i); m.known != message.Unknown || name == m.name {
-				found, matched = true, m.matchValue(v)
+				found, matched = true, matched.Or(m.try(v, w))
 			}
 		}
 	}
 	if !found {
 		if !m.missingEmpty {
-			return m.kind == headerPresent && m.present == m.invert
+			return regex.Of(m.kind == headerPresent && m.present == m.invert)
 		}
-		matched = m.matchValue(nil)
+		matched = m.try(nil, w)
 	}
-	return matched != m.invert
+	if m.invert {
+		return matched.Not()
+	}
+	return matched
 }
 
-func (m *HeaderMatcher) matchValue(v []byte) bool {
+func (m *HeaderMatcher) try(v []byte, w *regex.Budget) regex.Answer {
 	switch m.kind {
 	case headerPresent:
-		return m.present
+		return regex.Of(m.present)
 	case headerString:
-		return m.value.Match(v)
-	case headerRange:
-		n, err := strconv.ParseInt(string(bytes.TrimSpace(v)), 10, 64)
-		return err == nil && m.start <= n && n < m.end
+		return m.value.Try(v, w)
 	}
-	return false
+	n, err := strconv.ParseInt(string(bytes.TrimSpace(v)), 10, 64)
+	return regex.Of(err == nil && m.start <= n && n < m.end)
 }
 
 // QueryMatcher is a compiled envoy.config.route.v3.QueryParameterMatcher: it
@@ -122,7 +131,11 @@ type QueryMatcher struct {
 	Value StringMatcher
 }
 
-func (m *QueryMatcher) match(query []byte) bool {
+func (m *QueryMatcher) try(query []byte, w *regex.Budget) regex.Answer {
+	if !w.Left() {
+		return regex.Unknown
+	}
+	w.Spend(len(query))
 	for len(query) > 0 {
 		item := query
 		if i := bytes.IndexByte(query, '&'); i >= 0 {
@@ -135,12 +148,12 @@ func (m *QueryMatcher) match(query []byte) bool {
 		}
 		switch rest := item[len(m.Name):]; {
 		case len(rest) == 0:
-			return m.Value.Match(nil)
+			return m.Value.Try(nil, w)
 		case rest[0] == '=':
-			return m.Value.Match(rest[1:])
+			return m.Value.Try(rest[1:], w)
 		}
 	}
-	return false
+	return regex.No
 }
 
 // CookieMatcher is a compiled envoy.config.route.v3.CookieMatcher.
@@ -150,40 +163,67 @@ type CookieMatcher struct {
 	Invert bool
 }
 
-func (m *CookieMatcher) match(h *message.Head) bool {
-	v, ok := Cookie(h, m.Name)
-	return (ok && m.Value.Match(v)) != m.Invert
+func (m *CookieMatcher) try(h *message.Head, w *regex.Budget) regex.Answer {
+	if !w.Left() {
+		return regex.Unknown
+	}
+	matched := regex.No
+	for i := 0; i < h.Len(); i++ {
+		if h.NameAt(i) == message.Cookie {
+			_, line := h.At(i)
+			w.Spend(len(line))
+		}
+	}
+	if v, ok := Cookie(h, m.Name); ok {
+		matched = m.Value.Try(v, w)
+	}
+	if m.Invert {
+		return matched.Not()
+	}
+	return matched
 }
 
 // Cookie returns the value of the first cookie of that name (RFC 6265 §4.2.1),
 // without the double quotes around it if there are any.
-func Cookie(h *message.Head, name string) ([]byte, bool) {
-	if !h.Has(message.Cookie) {
-		return nil, false
+func Cookie(h *message.Head, name string) (value []byte, there bool) {
+	for v := range Cookies(h, name) {
+		return v, true
 	}
-	for i := 0; i < h.Len(); i++ {
-		if h.NameAt(i) != message.Cookie {
-			continue
+	return nil, false
+}
+
+// Cookies are the values of all cookies of that name, in all field lines.
+func Cookies(h *message.Head, name string) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		if !h.Has(message.Cookie) {
+			return
 		}
-		_, line := h.At(i)
-		for len(line) > 0 {
-			item := line
-			if k := bytes.IndexByte(line, ';'); k >= 0 {
-				item, line = line[:k], line[k+1:]
-			} else {
-				line = nil
+		for i := 0; i < h.Len(); i++ {
+			if h.NameAt(i) != message.Cookie {
+				continue
 			}
-			item = bytes.Trim(item, " \t")
-			if len(item) > len(name) && item[len(name)] == '=' && string(item[:len(name)]) == name {
+			_, line := h.At(i)
+			for len(line) > 0 {
+				item := line
+				if k := bytes.IndexByte(line, ';'); k >= 0 {
+					item, line = line[:k], line[k+1:]
+				} else {
+					line = nil
+				}
+				item = bytes.Trim(item, " \t")
+				if len(item) <= len(name) || item[len(name)] != '=' || string(item[:len(name)]) != name {
+					continue
+				}
 				v := item[len(name)+1:]
 				if n := len(v); n >= 2 && v[0] == '"' && v[n-1] == '"' {
 					v = v[1 : n-1]
 				}
-				return v, true
+				if !yield(v) {
+					return
+				}
 			}
 		}
 	}
-	return nil, false
 }
 
 // view is s as bytes that must not be written to.

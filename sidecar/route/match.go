@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"sallyport/sidecar/message"
+	"sallyport/sidecar/route/regex"
 )
 
 // PathKind is how a Matcher looks at the path.
@@ -86,6 +87,7 @@ type request struct {
 	connect bool
 	random  uint64
 	info    MatchInfo
+	work    regex.Budget
 }
 
 func newRequest(h *message.Head, random uint64, info MatchInfo) request {
@@ -119,57 +121,66 @@ func BarePath(p []byte) []byte {
 	return p
 }
 
-// Match says whether a request matches, for users other than a Table, such as
+// Try says whether a request matches, for users other than a Table, such as
 // the rules of jwt_authn.
-func (m *Matcher) Match(h *message.Head, random uint64, info MatchInfo) bool {
+func (m *Matcher) Try(h *message.Head, random uint64, info MatchInfo, w *regex.Budget) regex.Answer {
 	q := newRequest(h, random, info)
-	return m.match(&q)
+	q.work = *w
+	a := m.try(&q)
+	*w = q.work
+	return a
 }
 
-func (m *Matcher) match(q *request) bool {
-	if !m.matchPath(q) {
-		return false
+// try says whether the request matches: Unknown where all that is known does.
+func (m *Matcher) try(q *request) regex.Answer {
+	all := m.tryPath(q)
+	if all == regex.No {
+		return all
+	}
+	// What is cheap comes first, and spares the rest.
+	if m.Fraction < Always && !inFraction(q.random, m.Fraction) ||
+		m.GRPC && !isGRPC(q.head) ||
+		m.Presented != 0 && (m.Presented > 0) != q.info.ClientCert ||
+		m.Validated != 0 && (m.Validated > 0) != q.info.Validated {
+		return regex.No
 	}
 	for i := range m.Headers {
-		if !m.Headers[i].Match(q.head) {
-			return false
+		if all = all.And(m.Headers[i].Try(q.head, &q.work)); all == regex.No {
+			return all
 		}
 	}
 	for i := range m.Query {
-		if !m.Query[i].match(q.query) {
-			return false
+		if all = all.And(m.Query[i].try(q.query, &q.work)); all == regex.No {
+			return all
 		}
 	}
 	for i := range m.Cookies {
-		if !m.Cookies[i].match(q.head) {
-			return false
+		if all = all.And(m.Cookies[i].try(q.head, &q.work)); all == regex.No {
+			return all
 		}
 	}
-	return (m.Fraction >= Always || inFraction(q.random, m.Fraction)) &&
-		(!m.GRPC || isGRPC(q.head)) &&
-		(m.Presented == 0 || (m.Presented > 0) == q.info.ClientCert) &&
-		(m.Validated == 0 || (m.Validated > 0) == q.info.Validated)
+	return all
 }
 
-func (m *Matcher) matchPath(q *request) bool {
+func (m *Matcher) tryPath(q *request) regex.Answer {
 	if m.Kind == PathConnect {
-		return q.connect
+		return regex.Of(q.connect)
 	}
 	if !q.hasPath {
-		return false // a CONNECT without a path: only a connect_matcher takes it
+		return regex.No // a CONNECT without a path: only a connect_matcher takes it
 	}
 	p := q.path
 	switch m.Kind {
-	case PathAny:
-		return true
+	case PathRegex:
+		return m.Regex.Try(p, &q.work)
 	case PathExact:
-		return m.equal(p)
+		return regex.Of(m.equal(p))
 	case PathPrefix:
-		return len(p) >= len(m.Path) && m.equal(p[:len(m.Path)])
+		return regex.Of(len(p) >= len(m.Path) && m.equal(p[:len(m.Path)]))
 	case PathSeparated:
-		return len(p) >= len(m.Path) && (len(p) == len(m.Path) || p[len(m.Path)] == '/') && m.equal(p[:len(m.Path)])
+		return regex.Of(len(p) >= len(m.Path) && (len(p) == len(m.Path) || p[len(m.Path)] == '/') && m.equal(p[:len(m.Path)]))
 	}
-	return m.Regex.Match(p)
+	return regex.Yes
 }
 
 func (m *Matcher) equal(p []byte) bool {

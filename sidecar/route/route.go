@@ -133,11 +133,6 @@ type PathRewrite struct {
 	Substitution string
 }
 
-// Replacer rewrites a path without its query; *regexp.Regexp wrapped by the compiler.
-type Replacer interface {
-	Replace(dst, path []byte) []byte
-}
-
 // Matched is what a route's path matcher takes of a path.
 type Matched struct {
 	PrefixLen int // of prefix, path and path_separated_prefix matches

@@ -2,11 +2,11 @@ package route
 
 import (
 	"bytes"
-	"fmt"
-	"regexp"
 	"regexp/syntax"
 	"strings"
 	"unicode/utf8"
+
+	"sallyport/sidecar/route/regex"
 )
 
 // StringKind is how a StringMatcher compares.
@@ -25,67 +25,49 @@ const (
 // StringMatcher is a compiled envoy.type.matcher.v3.StringMatcher. The zero
 // value matches everything. Immutable; Match does not allocate.
 type StringMatcher struct {
-	kind  StringKind
-	fold  bool
-	value string // in lower case where fold
-	re    *regexp.Regexp
+	kind StringKind
+	fold bool
+	// oneLine excludes values with a line break, as an expression does in which
+	// "." stands for what value leaves open.
+	oneLine bool
+	value   string // in lower case where fold
+	skip    []int  // of StringContains where fold: see containsFold
+	re      *regex.Expression
 }
 
 // NewString returns a matcher that compares with value; fold ignores the case of ASCII letters.
 func NewString(kind StringKind, value string, fold bool) StringMatcher {
+	m := StringMatcher{kind: kind, fold: fold, value: value}
 	if fold {
-		value = lowerASCII(value)
+		m.value = lowerASCII(value)
 	}
-	return StringMatcher{kind: kind, fold: fold, value: value}
+	if fold && kind == StringContains {
+		m.skip = skips(m.value)
+	}
+	return m
 }
-
-// maxRegex bounds a pattern; Go's regexp bounds what repetition makes of it.
-const maxRegex = 16 << 10
 
 // NewRegex returns a matcher for a regular expression in RE2's syntax, which
 // must match the whole value, as everywhere in Envoy. An expression that is a
 // mere literal, prefix, suffix or infix is compared as such.
 func NewRegex(pattern string) (StringMatcher, error) {
-	re, err := compileRegex(pattern)
+	parsed, err := regex.Parse(pattern)
 	if err != nil {
 		return StringMatcher{}, err
 	}
-	if m, ok := simpleRegex(pattern); ok {
+	if m, ok := simpleRegex(parsed); ok {
 		return m, nil
+	}
+	re, err := regex.Compile(pattern)
+	if err != nil {
+		return StringMatcher{}, err
 	}
 	return StringMatcher{kind: stringRegex, re: re, value: pattern}, nil
 }
 
-func compileRegex(pattern string) (*regexp.Regexp, error) {
-	if len(pattern) > maxRegex {
-		return nil, fmt.Errorf("regular expression has %d bytes; at most %d are allowed", len(pattern), maxRegex)
-	}
-	// By itself first: "a)|(b" must not become valid by being put in parentheses.
-	if _, err := regexp.Compile(pattern); err != nil {
-		return nil, regexError(pattern, err)
-	}
-	re, err := regexp.Compile(`\A(?:` + pattern + `)\z`)
-	if err != nil {
-		return nil, regexError(pattern, err)
-	}
-	return re, nil
-}
-
-func regexError(pattern string, err error) error {
-	if e, ok := err.(*syntax.Error); ok {
-		return fmt.Errorf("regular expression %q: %s", pattern, e.Code)
-	}
-	return fmt.Errorf("regular expression %q: %w", pattern, err)
-}
-
-// simpleRegex recognizes patterns of the forms lit, lit.*, .*lit, .*lit.* and
-// .*, with lit a plain string. "." does not match a newline, which no value
-// that is matched here can hold.
-func simpleRegex(pattern string) (StringMatcher, bool) {
-	re, err := syntax.Parse(pattern, syntax.Perl)
-	if err != nil {
-		return StringMatcher{}, false
-	}
+// simpleRegex recognizes expressions of the forms lit, lit.*, .*lit, .*lit.*
+// and .*, with lit a plain string.
+func simpleRegex(re *syntax.Regexp) (StringMatcher, bool) {
 	re = re.Simplify()
 	parts := []*syntax.Regexp{re}
 	if re.Op == syntax.OpConcat {
@@ -98,12 +80,17 @@ func simpleRegex(pattern string) (StringMatcher, bool) {
 	if len(parts) > 0 && parts[len(parts)-1].Op == syntax.OpEndText {
 		parts = parts[:len(parts)-1]
 	}
-	open, shut := false, false
+	open, shut, oneLine := false, false, false
 	if len(parts) > 0 && isAnything(parts[0]) {
-		open, parts = true, parts[1:]
+		open, oneLine = true, isLine(parts[0])
+		parts = parts[1:]
 	}
-	if len(parts) > 0 && isAnything(parts[len(parts)-1]) {
-		shut, parts = true, parts[:len(parts)-1]
+	if n := len(parts); n > 0 && isAnything(parts[n-1]) {
+		if shut = true; open && oneLine != isLine(parts[n-1]) {
+			return StringMatcher{}, false
+		}
+		oneLine = isLine(parts[n-1])
+		parts = parts[:n-1]
 	}
 	var lit string
 	switch len(parts) {
@@ -118,7 +105,7 @@ func simpleRegex(pattern string) (StringMatcher, bool) {
 		}
 		lit = string(p.Rune)
 		// U+FFFD also matches a byte that is not UTF-8, which only the engine knows.
-		if strings.ContainsRune(lit, utf8.RuneError) {
+		if strings.ContainsRune(lit, utf8.RuneError) || oneLine && strings.Contains(lit, "\n") {
 			return StringMatcher{}, false
 		}
 	default:
@@ -135,15 +122,43 @@ func simpleRegex(pattern string) (StringMatcher, bool) {
 	case shut:
 		kind = StringPrefix
 	}
-	return StringMatcher{kind: kind, value: lit}, true
+	return StringMatcher{kind: kind, oneLine: oneLine, value: lit}, true
 }
 
 func isAnything(re *syntax.Regexp) bool {
 	return re.Op == syntax.OpStar && (re.Sub[0].Op == syntax.OpAnyChar || re.Sub[0].Op == syntax.OpAnyCharNotNL)
 }
 
-// Match says whether b matches.
+// isLine says that an isAnything does not take line breaks.
+func isLine(re *syntax.Regexp) bool { return re.Sub[0].Op == syntax.OpAnyCharNotNL }
+
+// Match says whether b matches. It does not where that is not known: callers
+// for whom a match opens or denies something ask Try.
 func (m *StringMatcher) Match(b []byte) bool {
+	var w regex.Budget
+	return m.Try(b, &w) == regex.Yes
+}
+
+// MatchString is Match for a string.
+func (m *StringMatcher) MatchString(s string) bool { return m.Match(view(s)) }
+
+// Try says whether b matches, within the budget of a decision.
+func (m *StringMatcher) Try(b []byte, w *regex.Budget) regex.Answer {
+	switch {
+	case m.kind == StringExact && !m.fold:
+		return regex.Of(string(b) == m.value)
+	case m.kind == stringRegex:
+		return m.re.Match(b, w)
+	case m.oneLine && bytes.IndexByte(b, '\n') >= 0:
+		return regex.No
+	}
+	return regex.Of(m.compare(b))
+}
+
+// TryString is Try for a string.
+func (m *StringMatcher) TryString(s string, w *regex.Budget) regex.Answer { return m.Try(view(s), w) }
+
+func (m *StringMatcher) compare(b []byte) bool {
 	switch m.kind {
 	case StringAny:
 		return true
@@ -153,22 +168,48 @@ func (m *StringMatcher) Match(b []byte) bool {
 		return len(b) >= len(m.value) && m.equal(b[:len(m.value)])
 	case StringSuffix:
 		return len(b) >= len(m.value) && m.equal(b[len(b)-len(m.value):])
-	case StringContains:
-		if !m.fold {
-			return bytes.Contains(b, view(m.value))
+	}
+	if m.fold {
+		return m.containsFold(b)
+	}
+	return bytes.Contains(b, view(m.value))
+}
+
+// containsFold looks for value at every place of b, in time that depends on
+// their lengths and not on what they hold (Knuth, Morris and Pratt).
+func (m *StringMatcher) containsFold(b []byte) bool {
+	if m.value == "" {
+		return true
+	}
+	k := 0
+	for _, c := range b {
+		for k > 0 && m.value[k] != lowerByte(c) {
+			k = m.skip[k-1]
 		}
-		for i := 0; i+len(m.value) <= len(b); i++ {
-			if m.equal(b[i : i+len(m.value)]) {
+		if m.value[k] == lowerByte(c) {
+			if k++; k == len(m.value) {
 				return true
 			}
 		}
-		return false
 	}
-	return m.re.Match(b)
+	return false
 }
 
-// MatchString is Match for a string.
-func (m *StringMatcher) MatchString(s string) bool { return m.Match(view(s)) }
+// skips has for each beginning of s the length of the longest part at its
+// start that is at its end, too.
+func skips(s string) []int {
+	skip := make([]int, len(s))
+	for i, k := 1, 0; i < len(s); i++ {
+		for k > 0 && s[k] != s[i] {
+			k = skip[k-1]
+		}
+		if s[k] == s[i] {
+			k++
+		}
+		skip[i] = k
+	}
+	return skip
+}
 
 func (m *StringMatcher) equal(b []byte) bool {
 	if m.fold {

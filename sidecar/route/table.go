@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"sallyport/sidecar/message"
+	"sallyport/sidecar/route/regex"
 )
 
 // Table is a compiled envoy.config.route.v3.RouteConfiguration. Immutable:
@@ -111,6 +112,10 @@ func lengths(m map[string]*VirtualHost) []int {
 // VirtualHosts returns the virtual hosts in their order, to be read only.
 func (t *Table) VirtualHosts() []*VirtualHost { return t.hosts }
 
+// Undecided is the route of a request of which it would take too long to find
+// out which one it takes: it must be refused.
+var Undecided = &Route{TraceSampling: -1}
+
 // Match returns the route that a request takes, nil where there is none.
 // random decides about fractions; it should be the same for the whole stream.
 func (t *Table) Match(h *message.Head, random uint64, info MatchInfo) *Route {
@@ -128,8 +133,12 @@ func (t *Table) Match(h *message.Head, random uint64, info MatchInfo) *Route {
 		}
 	}
 	for i := range v.Entries {
-		if e := &v.Entries[i]; e.Matcher.match(&q) {
+		e := &v.Entries[i]
+		switch e.Matcher.try(&q) {
+		case regex.Yes:
 			return e.Route
+		case regex.Unknown:
+			return Undecided
 		}
 	}
 	return nil

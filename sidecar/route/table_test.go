@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"sallyport/sidecar/message"
+	"sallyport/sidecar/route/regex"
 )
 
 func head(method, authority, path string, headers ...string) *message.Head {
@@ -189,7 +190,7 @@ func TestTableAgreesWithANaiveMatcher(t *testing.T) {
 	}
 }
 
-func regex(t testing.TB, s string) StringMatcher {
+func expression(t testing.TB, s string) StringMatcher {
 	t.Helper()
 	m, err := NewRegex(s)
 	if err != nil {
@@ -222,9 +223,9 @@ func TestMatchers(t *testing.T) {
 		"separated, itself":                 {NewPath(PathSeparated, "/a", false), get("/a?x"), true},
 		"separated, below":                  {NewPath(PathSeparated, "/a", false), get("/a/b"), true},
 		"separated, longer":                 {NewPath(PathSeparated, "/a", false), get("/ab"), false},
-		"regex":                             {Matcher{Kind: PathRegex, Regex: regex(t, "/a/[0-9]+"), Fraction: Always}, get("/a/12?x"), true},
-		"regex spans all":                   {Matcher{Kind: PathRegex, Regex: regex(t, "/a/[0-9]+"), Fraction: Always}, get("/a/12/b"), false},
-		"regex with alternatives spans all": {Matcher{Kind: PathRegex, Regex: regex(t, "/a|/b"), Fraction: Always}, get("/abc"), false},
+		"regex":                             {Matcher{Kind: PathRegex, Regex: expression(t, "/a/[0-9]+"), Fraction: Always}, get("/a/12?x"), true},
+		"regex spans all":                   {Matcher{Kind: PathRegex, Regex: expression(t, "/a/[0-9]+"), Fraction: Always}, get("/a/12/b"), false},
+		"regex with alternatives spans all": {Matcher{Kind: PathRegex, Regex: expression(t, "/a|/b"), Fraction: Always}, get("/abc"), false},
 		"connect":                           {Matcher{Kind: PathConnect, Fraction: Always}, head("CONNECT", "h:1", ""), true},
 		"connect is not a GET":              {Matcher{Kind: PathConnect, Fraction: Always}, get("/"), false},
 		"prefix takes no CONNECT":           {NewPath(PathPrefix, "", false), head("CONNECT", "h:1", ""), false},
@@ -262,7 +263,7 @@ func TestMatchers(t *testing.T) {
 		"certificate demanded":              {with(func(m *Matcher) { m.Presented = 1 }), get("/"), false},
 		"certificate unwanted":              {with(func(m *Matcher) { m.Presented = -1 }), get("/"), true},
 	} {
-		if got := c.m.Match(c.h, 7, MatchInfo{}); got != c.want {
+		if got := c.m.Try(c.h, 7, MatchInfo{}, &regex.Budget{}); got != regex.Of(c.want) {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}
@@ -343,7 +344,7 @@ func FuzzMatch(f *testing.F) {
 		ported.Host(h)
 		for _, k := range []PathKind{PathExact, PathPrefix, PathSeparated} {
 			m := NewPath(k, "/x", false)
-			if path != "" && m.Match(h, 0, MatchInfo{}) != naivePath(&m, path) {
+			if path != "" && m.Try(h, 0, MatchInfo{}, &regex.Budget{}) != regex.Of(naivePath(&m, path)) {
 				t.Errorf("%q by kind %d", path, k)
 			}
 		}
@@ -351,6 +352,107 @@ func FuzzMatch(f *testing.F) {
 			t.Errorf("%q is not bare", b)
 		}
 	})
+}
+
+// TestAllHeaderMatchers: every kind with every option against no, one and two
+// values, by a definition that is Envoy 1.40's (integration compares a part of it).
+func TestAllHeaderMatchers(t *testing.T) {
+	exact := func(s string) StringMatcher { return NewString(StringExact, s, false) }
+	kinds := map[string]struct {
+		make    func(string, HeaderOptions) HeaderMatcher
+		one     func(string) bool
+		missing bool // present_match: false
+	}{
+		"present":  {make: func(n string, o HeaderOptions) HeaderMatcher { return HeaderPresent(n, true, o) }, one: func(string) bool { return true }},
+		"absent":   {make: func(n string, o HeaderOptions) HeaderMatcher { return HeaderPresent(n, false, o) }, one: func(string) bool { return false }, missing: true},
+		"exact":    {make: func(n string, o HeaderOptions) HeaderMatcher { return HeaderValueMatches(n, exact("a"), o) }, one: func(v string) bool { return v == "a" }},
+		"empty":    {make: func(n string, o HeaderOptions) HeaderMatcher { return HeaderValueMatches(n, exact(""), o) }, one: func(v string) bool { return v == "" }},
+		"a joined": {make: func(n string, o HeaderOptions) HeaderMatcher { return HeaderValueMatches(n, exact("a,b"), o) }, one: func(v string) bool { return v == "a,b" }},
+		"contains": {make: func(n string, o HeaderOptions) HeaderMatcher {
+			return HeaderValueMatches(n, NewString(StringContains, "A", true), o)
+		}, one: func(v string) bool { return strings.Contains(strings.ToLower(v), "a") }},
+		"regex": {make: func(n string, o HeaderOptions) HeaderMatcher { return HeaderValueMatches(n, expression(t, "[^b]*"), o) }, one: func(v string) bool { return !strings.Contains(v, "b") }},
+		"range": {make: func(n string, o HeaderOptions) HeaderMatcher { return HeaderInRange(n, 1, 5, o) }, one: func(v string) bool { return v == "3" }},
+	}
+	values := [][]string{nil}
+	for _, a := range []string{"", "a", "b", "3", "9", "a,b"} {
+		values = append(values, []string{a})
+		for _, b := range []string{"", "a", "b", "3", "9", "a,b"} {
+			values = append(values, []string{a, b})
+		}
+	}
+	for name, k := range kinds {
+		for _, o := range []HeaderOptions{{}, {Invert: true}, {TreatMissingAsEmpty: true}, {Invert: true, TreatMissingAsEmpty: true}} {
+			for _, field := range []string{"x-own", "user-agent"} {
+				m := k.make(field, o)
+				for _, vs := range values {
+					h := head("GET", "h", "/")
+					want := false
+					for _, v := range vs {
+						h.AddString(field, v)
+						want = want || k.one(v)
+					}
+					switch {
+					case len(vs) > 0:
+						want = want != o.Invert
+					case o.TreatMissingAsEmpty:
+						want = k.one("") != o.Invert
+					default:
+						// Missing matches present_match alone, inverted or not.
+						want = (name == "present" || name == "absent") && k.missing != o.Invert
+					}
+					if got := m.Match(h); got != want {
+						t.Errorf("%s, %+v, %q: %v", name, o, vs, got)
+					}
+				}
+			}
+		}
+	}
+}
+
+// slow is an expression that has no table.
+const slow = "(a|b)*a(a|b){20}"
+
+func TestARequestIsRefusedWhereItsRouteWouldTakeTooLongToFind(t *testing.T) {
+	long := "/" + strings.Repeat("ab", 25<<10)
+	regexRoute := func(p string) Entry {
+		return Entry{Matcher{Kind: PathRegex, Regex: expression(t, p), Fraction: Always}, &Route{Name: "regex"}}
+	}
+	byHeader := NewPath(PathPrefix, "/", false)
+	byHeader.Headers = []HeaderMatcher{HeaderValueMatches("x-a", expression(t, slow), HeaderOptions{Invert: true})}
+	rest := Entry{NewPath(PathPrefix, "/", false), &Route{Name: "rest"}}
+	first := Entry{NewPath(PathPrefix, "/ab", false), &Route{Name: "first"}}
+	repeat := func(e Entry, n int) (list []Entry) {
+		for range n {
+			list = append(list, e)
+		}
+		return list
+	}
+	for name, c := range map[string]struct {
+		entries []Entry
+		h       *message.Head
+		want    string
+	}{
+		"ten expressions":                       {append(repeat(regexRoute("/.*x"), 10), rest), head("GET", "h", long), "rest"},
+		"a thousand of them":                    {append(repeat(regexRoute("/.*x"), 1000), rest), head("GET", "h", long), "refused"},
+		"a thousand and a short path":           {append(repeat(regexRoute("/.*x"), 1000), rest), head("GET", "h", "/ab"), "rest"},
+		"one that needs long":                   {[]Entry{regexRoute("/" + slow), rest}, head("GET", "h", long), "refused"},
+		"one that needs long, behind the route": {[]Entry{first, regexRoute("/" + slow), rest}, head("GET", "h", long), "first"},
+		"a header":                              {[]Entry{{byHeader, &Route{Name: "header"}}, rest}, head("GET", "h", "/", "x-a", long[1:]), "refused"},
+		"a header of another path":              {[]Entry{{func() Matcher { m := byHeader; m.Kind, m.Path = PathPrefix, "/x"; return m }(), &Route{}}, rest}, head("GET", "h", "/", "x-a", long[1:]), "rest"},
+	} {
+		tb := table(t, TableOptions{}, &VirtualHost{Name: "v", Domains: []string{"*"}, Entries: c.entries})
+		got := ""
+		switch r := tb.Match(c.h, 0, MatchInfo{}); {
+		case r == Undecided:
+			got = "refused"
+		case r != nil:
+			got = r.Name
+		}
+		if got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
 }
 
 func BenchmarkMatch(b *testing.B) {
@@ -361,7 +463,7 @@ func BenchmarkMatch(b *testing.B) {
 		m.Headers = []HeaderMatcher{HeaderValueMatches(":method", NewString(StringExact, "GET", false), HeaderOptions{})}
 		v.Entries = append(v.Entries, Entry{m, &Route{}})
 	}
-	v.Entries = append(v.Entries, Entry{Matcher{Kind: PathRegex, Regex: regex(b, "/orders/[0-9]+/items"), Fraction: Always}, &Route{}})
+	v.Entries = append(v.Entries, Entry{Matcher{Kind: PathRegex, Regex: expression(b, "/orders/[0-9]+/items"), Fraction: Always}, &Route{}})
 	tb := table(b, TableOptions{}, append(list, v)...)
 	for name, h := range map[string]*message.Head{
 		"prefix": head("GET", "orders.example.com", "/service/19/x?y=z"),
@@ -381,7 +483,7 @@ func BenchmarkMatch(b *testing.B) {
 
 func TestMatchAllocatesNothing(t *testing.T) {
 	tb := table(t, TableOptions{IgnorePort: true}, append(hosts("*.example.com"), &VirtualHost{Name: "r", Domains: []string{"r"}, Entries: []Entry{
-		{Matcher{Kind: PathRegex, Regex: regex(t, "/[a-z]+/x"), Fraction: Always}, &Route{}}}})...)
+		{Matcher{Kind: PathRegex, Regex: expression(t, "/[a-z]+/x"), Fraction: Always}, &Route{}}}})...)
 	for _, h := range []*message.Head{head("GET", "WWW.example.com:80", "/a?b"), head("GET", "R", "/abc/x")} {
 		if n := testing.AllocsPerRun(1000, func() {
 			if tb.Match(h, 1, MatchInfo{}) == nil {

@@ -177,7 +177,11 @@ func (s *Stream) redirect(r *route.Redirect) {
 	case r.Rewrite.HasPrefix:
 		b = append(append(b, r.Rewrite.Prefix...), bare[min(s.Route.Matched.PrefixLen, len(bare)):]...)
 	case r.Rewrite.Regex != nil:
-		b = r.Rewrite.Regex.Replace(b, bare)
+		var ok bool
+		if b, ok = r.Rewrite.Regex.Replace(b, bare); !ok {
+			s.fail(failure.TooLongToMatch)
+			return
+		}
 	default:
 		b = append(b, bare...)
 	}

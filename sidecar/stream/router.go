@@ -80,6 +80,9 @@ func (s *Stream) forwardRequest() {
 		st.Inc(StatNoRoute)
 		s.fail(failure.NoRoute)
 		return
+	case r == route.Undecided:
+		s.fail(failure.TooLongToMatch)
+		return
 	case r.Redirect != nil:
 		s.redirect(r.Redirect)
 		return
@@ -112,7 +115,10 @@ func (s *Stream) forwardRequest() {
 	s.body.Limit = min(limitOr(s.cluster.Config.BufferLimit), limitOr(s.Conn.BufferLimit))
 	s.timeouts()
 	s.retryPolicy()
-	s.mutateRequest()
+	if !s.mutateRequest() {
+		s.fail(failure.TooLongToMatch)
+		return
+	}
 	if s.request == requestWhole || s.deadline {
 		s.startRouteTimer()
 	}
@@ -352,14 +358,17 @@ func (s *Stream) routeTimeout() {
 	s.fail(failure.RouteTimeout)
 }
 
-// mutateRequest writes the head as it goes upstream.
-func (s *Stream) mutateRequest() {
+// mutateRequest writes the head as it goes upstream. It fails where the path
+// is too long to be rewritten.
+func (s *Stream) mutateRequest() bool {
 	h, f, r := &s.Request, s.forward, s.Route
 	if s.weighted != nil {
 		s.mutate(h, s.weighted.RequestHeaders)
 	}
 	s.mutate(h, r.RequestHeaders)
-	s.rewritePath()
+	if !s.rewritePath() {
+		return false
+	}
 	host := f.HostRewrite
 	if s.weighted != nil && s.weighted.HostRewrite != "" {
 		host = s.weighted.HostRewrite
@@ -375,6 +384,7 @@ func (s *Stream) mutateRequest() {
 	if s.Span != nil {
 		s.Span.Inject(s)
 	}
+	return true
 }
 
 func (s *Stream) rewriteHost(host []byte) {
@@ -388,16 +398,19 @@ func (s *Stream) rewriteHost(host []byte) {
 	h.SetName(message.Authority, host)
 }
 
-func (s *Stream) rewritePath() {
+func (s *Stream) rewritePath() bool {
 	w := &s.forward.Rewrite
 	if !w.HasPrefix && w.Regex == nil {
-		return
+		return true
 	}
 	old := s.Request.Get(message.Path)
 	bare, query := cutQuery(old)
 	b := s.factory.scratch[:0]
 	if w.Regex != nil {
-		b = w.Regex.Replace(b, bare)
+		var ok bool
+		if b, ok = w.Regex.Replace(b, bare); !ok {
+			return false
+		}
 	} else {
 		b = append(append(b, w.Prefix...), bare[min(s.Route.Matched.PrefixLen, len(bare)):]...)
 	}
@@ -412,6 +425,7 @@ func (s *Stream) rewritePath() {
 	if !s.Manager.SuppressEnvoyHeaders {
 		s.Request.SetName(message.XEnvoyOriginalPath, s.OriginalPath)
 	}
+	return true
 }
 
 // mutate applies header mutations.

@@ -13,6 +13,7 @@ import (
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/offload"
 	"sallyport/sidecar/route"
+	"sallyport/sidecar/route/regex"
 	"sallyport/sidecar/stream"
 )
 
@@ -60,12 +61,15 @@ func (f *Filter) RequestHead(c stream.Context, h *message.Head, _ bool) stream.V
 		f.bypassed.Inc()
 		return stream.Continue
 	}
-	need, wrong := f.requirement(c, h)
-	if wrong != "" {
+	need, wrong, known := f.requirement(c, h)
+	switch {
+	case !known:
+		f.denied.Inc()
+		return s.Reply(414, "URI Too Long", "jwt_authn_access_denied{rule_undecided}", 0)
+	case wrong != "":
 		f.denied.Inc()
 		return s.Reply(403, "Failed JWT authentication: Wrong requirement_name: "+wrong+". It should be one of ["+f.known+"]", "jwt_authn_access_denied{wrong_requirement_name}", 0)
-	}
-	if need == nil {
+	case need == nil:
 		f.allowed.Inc()
 		return stream.Continue
 	}
@@ -79,25 +83,31 @@ func (f *Filter) RequestHead(c stream.Context, h *message.Head, _ bool) stream.V
 }
 
 // requirement finds what the request needs; wrong is the name of a
-// requirement that the route asks for and that there is not.
-func (f *Filter) requirement(c stream.Context, h *message.Head) (need *requirement, wrong string) {
+// requirement that the route asks for and that there is not. It is not known
+// where it would take too long to find out which rule matches.
+func (f *Filter) requirement(c stream.Context, h *message.Head) (need *requirement, wrong string, known bool) {
 	if o, is := c.Override().(*override); is {
 		if o.disabled {
-			return nil, ""
+			return nil, "", true
 		}
 		if need = f.requirements[o.name]; need == nil {
-			return nil, o.name
+			return nil, o.name, true
 		}
-		return need, ""
+		return need, "", true
 	}
 	s := c.Stream
+	info := route.MatchInfo{TLS: s.Conn.TLS != nil, ClientCert: s.Conn.Peer != nil, Validated: s.Conn.Peer != nil}
+	var w regex.Budget
 	for i := range f.rules {
 		// Rules have no fractions, so no random number is needed.
-		if r := &f.rules[i]; r.match.Match(h, 0, route.MatchInfo{TLS: s.Conn.TLS != nil, ClientCert: s.Conn.Peer != nil, Validated: s.Conn.Peer != nil}) {
-			return r.needs, ""
+		switch r := &f.rules[i]; r.match.Try(h, 0, info, &w) {
+		case regex.Yes:
+			return r.needs, "", true
+		case regex.Unknown:
+			return nil, "", false
 		}
 	}
-	return nil, ""
+	return nil, "", true
 }
 
 // verifyLater verifies signatures on a goroutine, and then goes on with the request.

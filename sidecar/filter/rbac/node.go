@@ -5,6 +5,7 @@ import (
 
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/route"
+	"sallyport/sidecar/route/regex"
 )
 
 // op is what a node of a rule tests.
@@ -40,50 +41,69 @@ type node struct {
 	high   uint32
 }
 
-func anyOf(nodes []node, f *facts) bool {
+func anyOf(nodes []node, f *facts) regex.Answer {
+	any := regex.No
 	for i := range nodes {
-		if nodes[i].match(f) {
-			return true
+		switch nodes[i].match(f) {
+		case regex.Yes:
+			return regex.Yes
+		case regex.Unknown:
+			any = regex.Unknown
 		}
 	}
-	return false
+	return any
 }
 
-func (n *node) match(f *facts) bool {
+// match says whether the node matches, or that this would take too long to
+// find out, which the node above it may still make up for.
+func (n *node) match(f *facts) regex.Answer {
 	switch n.op {
-	case opAny:
-		return true
 	case opAnd:
+		all := regex.Yes
 		for i := range n.kids {
-			if !n.kids[i].match(f) {
-				return false
+			switch n.kids[i].match(f) {
+			case regex.No:
+				return regex.No
+			case regex.Unknown:
+				all = regex.Unknown
 			}
 		}
-		return true
+		return all
 	case opOr:
 		return anyOf(n.kids, f)
 	case opNot:
-		return !n.kids[0].match(f)
+		return n.kids[0].match(f).Not()
 	case opHeader:
-		return f.head != nil && n.header.Match(f.head)
-	case opPath:
 		if f.head == nil {
-			return false
+			return regex.No
+		}
+		return n.header.Try(f.head, &f.work)
+	case opPath:
+		if f.head == nil || !f.head.Has(message.Path) {
+			return regex.No
 		}
 		// Neither a query nor a fragment hides a path from a rule.
-		p := f.head.Get(message.Path)
-		return p != nil && n.text.Match(route.BarePath(p))
+		return n.text.Try(route.BarePath(f.head.Get(message.Path)), &f.work)
+	case opServerName:
+		return n.text.TryString(f.conn.SNI, &f.work)
+	case opPrincipal:
+		return n.matchPrincipal(f)
+	}
+	return regex.Of(n.holds(f))
+}
+
+// holds is match for what is about the connection and costs nothing.
+func (n *node) holds(f *facts) bool {
+	switch n.op {
+	case opAny:
+		return true
 	case opDestinationIP:
 		return n.prefix.Contains(f.destination().Addr().Unmap())
 	case opDestinationPort:
 		p := uint32(f.destination().Port())
 		return n.low <= p && p < n.high
-	case opServerName:
-		return n.text.MatchString(f.conn.SNI)
 	case opAuthenticated:
 		return f.conn.Peer != nil
-	case opPrincipal:
-		return n.matchPrincipal(f)
 	case opSourceIP:
 		return n.prefix.Contains(f.conn.Remote.Addr().Unmap())
 	case opDirectIP:
@@ -97,20 +117,24 @@ func (n *node) match(f *facts) bool {
 // matchPrincipal compares the names of the client's certificate: URI names,
 // then DNS names, then the subject. Without a verified certificate nothing
 // matches, not even an expression that takes the empty string.
-func (n *node) matchPrincipal(f *facts) bool {
+func (n *node) matchPrincipal(f *facts) regex.Answer {
 	p := f.conn.Peer
 	if p == nil {
-		return false
+		return regex.No
 	}
-	for _, u := range p.URI {
-		if n.text.MatchString(u) {
-			return true
+	uri := n.anyName(p.URI, f)
+	if uri == regex.Yes {
+		return uri
+	}
+	return uri.Or(n.anyName(p.DNS, f)).Or(n.text.TryString(p.Subject, &f.work))
+}
+
+func (n *node) anyName(names []string, f *facts) regex.Answer {
+	any := regex.No
+	for _, name := range names {
+		if any = any.Or(n.text.TryString(name, &f.work)); any == regex.Yes {
+			break
 		}
 	}
-	for _, d := range p.DNS {
-		if n.text.MatchString(d) {
-			return true
-		}
-	}
-	return n.text.MatchString(p.Subject)
+	return any
 }

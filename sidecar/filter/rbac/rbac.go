@@ -11,6 +11,7 @@ import (
 
 	"sallyport/sidecar/filter"
 	"sallyport/sidecar/message"
+	"sallyport/sidecar/route/regex"
 	"sallyport/sidecar/stream"
 )
 
@@ -39,11 +40,18 @@ type policy struct {
 	permissions, principals []node
 }
 
-// judge returns whether the request may go on, and the policy that matched, or nil.
+// judge returns whether the request may go on, and the policy that matched, or
+// nil. Where it would take too long to find out whether a policy matches, it
+// does where it denies, and does not where it allows.
 func (e *engine) judge(f *facts) (bool, *policy) {
+	f.work = regex.Budget{}
 	for i := range e.policies {
 		p := &e.policies[i]
-		if anyOf(p.permissions, f) && anyOf(p.principals, f) {
+		matched := anyOf(p.permissions, f)
+		if matched != regex.No {
+			matched = matched.And(anyOf(p.principals, f))
+		}
+		if matched == regex.Yes || matched == regex.Unknown && e.action == deny {
 			return e.action != deny, p
 		}
 	}
@@ -172,7 +180,10 @@ func details(name string) string {
 	return "rbac_access_denied_matched_policy[" + name + "]"
 }
 
-// Network is the network filter.
+// Network is the network filter. It is asked before a connection's first byte,
+// and again when its configuration has changed. All that rules look at here
+// stays as it is while a connection lives, so that both of Envoy's
+// enforcement_types are met by this.
 type Network struct {
 	rules *rules
 	stats stats
@@ -202,6 +213,8 @@ type facts struct {
 	head   *message.Head // nil for a connection
 	conn   *stream.Connection
 	remote netip.Addr // the client, where x-forwarded-for is trusted as that says
+	// work is what one judgment may take.
+	work regex.Budget
 }
 
 // destination is where the client meant to go, which after interception is not

@@ -216,3 +216,37 @@ func TestJudgingAllocatesNothing(t *testing.T) {
 		t.Errorf("%d allocations per request", r.AllocsPerOp())
 	}
 }
+
+// TestWhatWouldTakeTooLongToJudge: a denial holds where it is not known whether
+// it applies, and a permission does not.
+func TestWhatWouldTakeTooLongToJudge(t *testing.T) {
+	// The expression has no table of states, and the path is far too long for its program.
+	const slow = `{"url_path":{"path":{"safe_regex":{"regex":"/(a|b)*a(a|b){20}"}}}}`
+	const header = `{"header":{"name":"x-a","invert_match":true,"string_match":{"safe_regex":{"regex":"(a|b)*a(a|b){20}"}}}}`
+	long := strings.Repeat("ab", 25<<10)
+	for name, c := range map[string]struct {
+		action, permission string
+		path               string
+		want               bool
+	}{
+		"a denial":                                     {"DENY", slow, "/" + long, false},
+		"a denial of what is not so":                   {"DENY", `{"not_rule":` + slow + `}`, "/" + long, false},
+		"a denial by a header":                         {"DENY", header, "/", false},
+		"a permission":                                 {"ALLOW", slow, "/" + long, false},
+		"a permission of what is not so":               {"ALLOW", `{"not_rule":` + slow + `}`, "/" + long, false},
+		"a permission by a header":                     {"ALLOW", header, "/", false},
+		"a permission with another way":                {"ALLOW", `{"or_rules":{"rules":[` + slow + `,{"any":true}]}}`, "/" + long, true},
+		"a denial with a condition that does not hold": {"DENY", `{"and_rules":{"rules":[` + slow + `,{"destination_port":1}]}}`, "/" + long, true},
+		"a log":                        {"LOG", slow, "/" + long, true},
+		"a denial of a short path":     {"DENY", slow, "/ab", true},
+		"a permission of a short path": {"ALLOW", slow, "/a" + long[:20], true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rules := rulesOf(t, policyJSON(c.action, "["+c.permission+"]", anyone))
+			f, _ := filtertest.Compile(t, Kind, &httpv3.RBAC{Rules: rules, ShadowRules: rules})
+			if res := filtertest.New(t, f, nil).Get(t, c.path, "x-a", long); res.Passed() != c.want {
+				t.Errorf("%d (%s)", res.Status, res.Details)
+			}
+		})
+	}
+}
