@@ -82,6 +82,7 @@ type Rig struct {
 
 	manager *stream.Manager
 	factory *stream.Factory
+	parking parking
 }
 
 // New returns a rig for the filter; override, if not nil, is the route's configuration for it.
@@ -95,24 +96,53 @@ func New(t testing.TB, f stream.Filter, override any) *Rig {
 	t.Cleanup(w.Close)
 	r.Worker = w
 	r.Route = &route.Route{Direct: &route.Direct{Status: 200, Body: []byte("passed")}, TraceSampling: -1}
-	if override != nil {
-		r.Route.Overrides = []route.Override{{Config: override}}
-	}
-	chain, err := stream.NewChain([]stream.Filter{f}, make([]route.FilterID, 1))
-	if err != nil {
-		t.Fatal(err)
-	}
+	r.manager = &stream.Manager{StatPrefix: "test", Stats: metric.NewRegistry(1).Set("http", "test", stream.Stats)}
+	r.use(t, f, override)
 	table, err := route.NewTable([]*route.VirtualHost{{Name: "v", Domains: []string{"*"},
 		Entries: []route.Entry{{Matcher: route.NewPath(route.PathPrefix, "/", false), Route: r.Route}}}}, route.TableOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	reg := metric.NewRegistry(1)
-	r.manager = &stream.Manager{StatPrefix: "test", Stats: reg.Set("http", "test", stream.Stats), Routes: route.NewHandle("r", table), Filters: chain}
+	r.manager.Routes = route.NewHandle("r", table)
 	peer := netip.MustParseAddrPort("127.0.0.1:4321")
 	r.Conn = &stream.Connection{Worker: w, Remote: peer, Direct: peer, Local: netip.MustParseAddrPort("127.0.0.1:80")}
 	r.factory = stream.NewFactory(w, nil)
 	return r
+}
+
+// parkingID is the id of the filter that parks responses; 0 is that of the filter under test.
+const parkingID = 1
+
+// use puts a filter and an override in force.
+func (r *Rig) use(t testing.TB, f stream.Filter, override any) {
+	t.Helper()
+	chain, err := stream.NewChain([]stream.Filter{f, &r.parking}, []route.FilterID{0, parkingID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := *r.manager
+	m.Filters = chain
+	r.manager = &m
+	r.Route.Overrides = nil
+	if override != nil {
+		r.Route.Overrides = []route.Override{{Config: override}}
+	}
+}
+
+// parking is a filter that holds responses while it is on, so that a stream stays open.
+type parking struct {
+	on   bool
+	held []stream.Context
+}
+
+func (p *parking) Name() string { return "parking" }
+
+func (p *parking) ResponseHead(c stream.Context, _ *message.Head, _ bool) stream.Verdict {
+	if !p.on {
+		return stream.Continue
+	}
+	p.held = append(p.held, c)
+	return stream.Hold
 }
 
 // Manager is the connection manager in force.
@@ -150,13 +180,33 @@ func (r *Rig) Get(t testing.TB, path string, headers ...string) *Result {
 // Do sends a request and waits for the answer, turning the worker's loop meanwhile.
 func (r *Rig) Do(t testing.TB, method, path string, headers ...string) *Result {
 	t.Helper()
+	return r.Send(method, path, headers...).Wait(t)
+}
+
+// Exchange is a request that is under way.
+type Exchange struct {
+	Stream *stream.Stream
+	rig    *Rig
+	down   *client
+}
+
+// Send sends a request.
+func (r *Rig) Send(method, path string, headers ...string) *Exchange {
 	r.Worker.Step(0) // takes the clock over
-	res := &Result{Metadata: map[string]any{}}
-	down := &client{result: res}
+	down := &client{result: &Result{Metadata: map[string]any{}}}
 	s := r.factory.New(r, r.Conn, down, stream.ProtocolHTTP11)
 	down.stream = s
-	h := Head(method, path, headers...)
-	s.Head(h, true)
+	s.Head(Head(method, path, headers...), true)
+	return &Exchange{s, r, down}
+}
+
+// Reset is the client's word that it does not wait any more.
+func (e *Exchange) Reset() { e.Stream.Reset(message.RemoteReset) }
+
+// Wait turns the worker's loop until the request is answered.
+func (e *Exchange) Wait(t testing.TB) *Result {
+	t.Helper()
+	r, down := e.rig, e.down
 	for deadline := time.Now().Add(10 * time.Second); !down.done; {
 		if time.Now().After(deadline) {
 			t.Fatal("no answer in 10 s")
@@ -164,7 +214,24 @@ func (r *Rig) Do(t testing.TB, method, path string, headers ...string) *Result {
 		r.Worker.Step(time.Second)
 	}
 	r.Worker.Step(0) // the stream's memory goes back
-	return res
+	return down.result
+}
+
+// Recheck sends a request through the filter of the rig, puts another filter
+// and override in force before the response goes out, and asks them about the
+// request. The result passed where they let it go on.
+func (r *Rig) Recheck(t testing.TB, f stream.Filter, override any, method, path string, headers ...string) *Result {
+	t.Helper()
+	r.parking.on = true
+	e := r.Send(method, path, headers...)
+	if len(r.parking.held) != 1 {
+		t.Fatal("the request did not pass the first filter")
+	}
+	r.use(t, f, override)
+	e.Stream.Recheck()
+	r.parking.held[0].Resume()
+	r.parking = parking{}
+	return e.Wait(t)
 }
 
 // Head makes a request head.

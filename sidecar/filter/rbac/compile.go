@@ -85,6 +85,12 @@ func compileNetwork(c *filter.Compiler, cfg *anypb.Any) filter.Network {
 		return nil
 	}
 	fields.Check(c.Report, c.Path, &m, networkFields)
+	switch m.GetEnforcementType() {
+	case networkv3.RBAC_ONE_TIME_ON_FIRST_BYTE, networkv3.RBAC_CONTINUOUS:
+		// Either is more than it asks for: see Network.
+	default:
+		c.Errorf(c.At("enforcement_type"), "%d is not a type; known: ONE_TIME_ON_FIRST_BYTE, CONTINUOUS", m.GetEnforcementType())
+	}
 	k := &compiler{Compiler: c}
 	base := dotted(m.GetStatPrefix()) + "rbac."
 	shadow := base + dotted(m.GetShadowRulesStatPrefix())

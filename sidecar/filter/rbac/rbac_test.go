@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"sallyport/sidecar/filter"
 	"sallyport/sidecar/filter/filtertest"
 	"sallyport/sidecar/stream"
 )
@@ -248,5 +249,73 @@ func TestWhatWouldTakeTooLongToJudge(t *testing.T) {
 				t.Errorf("%d (%s)", res.Status, res.Details)
 			}
 		})
+	}
+}
+
+func TestRecheck(t *testing.T) {
+	allow := &httpv3.RBAC{Rules: rulesOf(t, policyJSON("ALLOW", anyone, anyone))}
+	deny := &httpv3.RBAC{Rules: rulesOf(t, policyJSON("DENY", anyone, anyone))}
+	over := func(m *httpv3.RBAC) any { return filtertest.CompileRoute(t, Kind, &httpv3.RBACPerRoute{Rbac: m}) }
+	exempt := filtertest.CompileRoute(t, Kind, &httpv3.RBACPerRoute{})
+	for name, c := range map[string]struct {
+		now      *httpv3.RBAC
+		override any
+		want     bool
+	}{
+		"still allowed":                     {allow, nil, true},
+		"denied now":                        {deny, nil, false},
+		"denied now, by the route":          {allow, over(deny), false},
+		"denied now, and the route exempt":  {deny, exempt, true},
+		"denied now, allowed by the route":  {deny, over(allow), true},
+		"denied by shadow rules":            {&httpv3.RBAC{Rules: allow.Rules, ShadowRules: deny.Rules}, nil, true},
+		"denied by the route's shadow":      {allow, over(&httpv3.RBAC{ShadowRules: deny.Rules}), true},
+		"no rules any more":                 {&httpv3.RBAC{}, nil, true},
+		"only logged":                       {&httpv3.RBAC{Rules: rulesOf(t, policyJSON("LOG", anyone, anyone))}, nil, true},
+		"denied by what the request has":    {&httpv3.RBAC{Rules: rulesOf(t, policyJSON("DENY", `[{"header":{"name":"x-role","string_match":{"exact":"guest"}}}]`, anyone))}, nil, false},
+		"allowed by what the request lacks": {&httpv3.RBAC{Rules: rulesOf(t, policyJSON("ALLOW", `[{"header":{"name":"x-admin"}}]`, anyone))}, nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before, _ := filtertest.Compile(t, Kind, allow)
+			now, reg := filtertest.Compile(t, Kind, c.now)
+			res := filtertest.New(t, before, nil).Recheck(t, now, c.override, "GET", "/", "x-role", "guest")
+			if res.Passed() != c.want {
+				t.Errorf("%d %q (%s)", res.Status, res.Body, res.Details)
+			}
+			if !c.want && (res.Status != 403 || !strings.HasPrefix(res.Details, "rbac_access_denied_matched_policy[")) {
+				t.Errorf("answered %d, %s", res.Status, res.Details)
+			}
+			for name, n := range reg.Singles() {
+				if n != 0 {
+					t.Errorf("%s is %d: the request is no other one", name, n)
+				}
+			}
+		})
+	}
+}
+
+// TestBothEnforcementTypesHoldForAllOfAConnection: what the rules look at never
+// changes while a connection lives; the rules do, and are asked again then.
+func TestBothEnforcementTypesHoldForAllOfAConnection(t *testing.T) {
+	for _, e := range []networkv3.RBAC_EnforcementType{networkv3.RBAC_ONE_TIME_ON_FIRST_BYTE, networkv3.RBAC_CONTINUOUS} {
+		compile := func(action string) filter.Network {
+			c := filtertest.Compiler()
+			n := NetworkKind.CompileNetwork(c, filtertest.Any(t, &networkv3.RBAC{StatPrefix: "tcp", EnforcementType: e, Rules: rulesOf(t, policyJSON(action, anyone, anyone))}))
+			if err := c.Err(); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		conn := &stream.Connection{}
+		if ok, _ := compile("ALLOW").Allow(conn); !ok {
+			t.Errorf("%s: a connection that is allowed is denied", e)
+		}
+		if ok, _ := compile("DENY").Allow(conn); ok {
+			t.Errorf("%s: a connection that is denied goes on", e)
+		}
+	}
+	c := filtertest.Compiler()
+	NetworkKind.CompileNetwork(c, filtertest.Any(t, &networkv3.RBAC{StatPrefix: "tcp", EnforcementType: 7}))
+	if err := c.Err(); err == nil || !strings.Contains(err.Error(), "enforcement_type: 7 is not") {
+		t.Errorf("an unknown type: %v", err)
 	}
 }
