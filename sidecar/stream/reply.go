@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"slices"
 	"strconv"
 
 	"google.golang.org/grpc/codes"
@@ -168,6 +169,7 @@ func (s *Stream) redirect(r *route.Redirect) {
 	}
 	path := h.Get(message.Path)
 	bare, query := cutQuery(path)
+	at := len(b)
 	switch {
 	case r.Path != "":
 		b = append(b, r.Path...)
@@ -184,6 +186,10 @@ func (s *Stream) redirect(r *route.Redirect) {
 		}
 	default:
 		b = append(b, bare...)
+	}
+	if len(b) == at || b[at] != '/' {
+		// Or the path would go on with the host's name, and lead elsewhere.
+		b = slices.Insert(b, at, '/')
 	}
 	if !r.StripQuery {
 		b = append(b, query...)
