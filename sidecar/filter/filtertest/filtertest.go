@@ -203,6 +203,9 @@ func (r *Rig) Send(method, path string, headers ...string) *Exchange {
 // Reset is the client's word that it does not wait any more.
 func (e *Exchange) Reset() { e.Stream.Reset(message.RemoteReset) }
 
+// Done says whether the request was answered.
+func (e *Exchange) Done() bool { return e.down.done }
+
 // Wait turns the worker's loop until the request is answered.
 func (e *Exchange) Wait(t testing.TB) *Result {
 	t.Helper()

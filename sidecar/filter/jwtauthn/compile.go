@@ -259,6 +259,9 @@ func (k *compiler) provider(path, name string, m *jwtv3.JwtProvider) *provider {
 		if err != nil {
 			k.Errorf(path+".local_jwks", "%v", err)
 		}
+		if alg := dearest(p.keys); alg != "" {
+			k.Warnf(path+".local_jwks", "a token of %s that names no key is not tried against all keys that fit it: that would take too long", alg)
+		}
 	case *jwtv3.JwtProvider_RemoteJwks:
 		k.Errorf(path+".remote_jwks", "not implemented; give the keys in local_jwks")
 	default:
@@ -273,13 +276,13 @@ func (k *compiler) locations(path string, m *jwtv3.JwtProvider, p *provider) {
 		if n == "" || n[0] == ':' || n == "host" {
 			k.Errorf(fields.Index(path, "from_headers", i)+".name", "%q cannot hold a token", h.GetName())
 		}
-		p.headers = append(p.headers, headerLocation{n, h.GetValuePrefix()})
+		p.headers = append(p.headers, newHeaderLocation(n, h.GetValuePrefix()))
 	}
 	if n := len(p.headers) + len(p.params) + len(p.cookies); n > maxLocations {
 		k.Errorf(path, "tokens are looked for in %d places; at most %d are allowed", n, maxLocations)
 	} else if n == 0 {
 		// RFC 6750 §2.1 and §2.3.
-		p.headers = []headerLocation{{"authorization", "Bearer "}}
+		p.headers = []headerLocation{newHeaderLocation("authorization", "Bearer ")}
 		p.params = []string{"access_token"}
 	}
 }

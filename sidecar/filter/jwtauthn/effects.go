@@ -1,7 +1,6 @@
 package jwtauthn
 
 import (
-	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"strconv"
@@ -88,22 +87,4 @@ func claimText(claims map[string]any, path []string) (string, bool) {
 		return base64.StdEncoding.EncodeToString(b), true
 	}
 	return "", false // null
-}
-
-// removeParam takes a parameter out of the path's query.
-func removeParam(h *message.Head, name string) {
-	path, query, has := bytes.Cut(h.Get(message.Path), []byte("?"))
-	if !has {
-		return
-	}
-	out := append(make([]byte, 0, len(path)+1+len(query)), path...)
-	sep := byte('?')
-	for item := range bytes.SplitSeq(query, []byte("&")) {
-		if k, _, _ := bytes.Cut(item, []byte("=")); string(k) == name {
-			continue
-		}
-		out = append(append(out, sep), item...)
-		sep = '&'
-	}
-	h.SetName(message.Path, out)
 }

@@ -112,17 +112,7 @@ func (f *Filter) requirement(c stream.Context, h *message.Head) (need *requireme
 
 // verifyLater verifies signatures on a goroutine, and then goes on with the request.
 func (f *Filter) verifyLater(c stream.Context, need *requirement, waiting []verdict) stream.Verdict {
-	job := offload.Of(c.Stream.Worker()).New(c.Stream.Remote.Addr(), func() {
-		for i := range waiting {
-			v := &waiting[i]
-			if v.status != pending {
-				continue // from an earlier round
-			}
-			if v.status = verify(v.provider.keys, v.token); v.status == ok {
-				v.provider.cache.put(v.token)
-			}
-		}
-	})
+	job := offload.Of(c.Stream.Worker()).New(c.Stream.Remote.Addr(), func() { find(waiting) })
 	return c.Await(job, func(c stream.Context) stream.Verdict {
 		s, h := c.Stream, &c.Stream.Request
 		if job.Refused || job.Failed != nil {

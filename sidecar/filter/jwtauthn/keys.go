@@ -33,7 +33,7 @@ type algorithm struct {
 	curve  elliptic.Curve // of familyEC: RFC 7518 §3.4 ties the algorithm to a curve
 	bytes  int            // of familyHMAC: the shortest key (RFC 7518 §3.2)
 	pss    crypto.Hash    // of RSASSA-PSS
-	slow   bool           // verification takes more than about 100 µs
+	cost   cost           // of verifying one signature, but of familyRSA
 }
 
 // algorithms is the list of all that are accepted. "none" is not among them,
@@ -42,12 +42,24 @@ type algorithm struct {
 var algorithms = map[string]algorithm{
 	"RS256": {family: familyRSA}, "RS384": {family: familyRSA}, "RS512": {family: familyRSA},
 	"PS256": {family: familyRSA, pss: crypto.SHA256}, "PS384": {family: familyRSA, pss: crypto.SHA384}, "PS512": {family: familyRSA, pss: crypto.SHA512},
-	"ES256": {family: familyEC, curve: elliptic.P256()},
-	"ES384": {family: familyEC, curve: elliptic.P384(), slow: true},
-	"ES512": {family: familyEC, curve: elliptic.P521(), slow: true},
-	"EdDSA": {family: familyEd},
-	"HS256": {family: familyHMAC, bytes: 32}, "HS384": {family: familyHMAC, bytes: 48}, "HS512": {family: familyHMAC, bytes: 64},
+	"ES256": {family: familyEC, curve: elliptic.P256(), cost: 100 * microsecond},
+	"ES384": {family: familyEC, curve: elliptic.P384(), cost: 1000 * microsecond},
+	"ES512": {family: familyEC, curve: elliptic.P521(), cost: 2500 * microsecond},
+	"EdDSA": {family: familyEd, cost: 80 * microsecond},
+	"HS256": {family: familyHMAC, bytes: 32, cost: 10 * microsecond},
+	"HS384": {family: familyHMAC, bytes: 48, cost: 10 * microsecond},
+	"HS512": {family: familyHMAC, bytes: 64, cost: 10 * microsecond},
 }
+
+// cost is the time that something takes, about (BenchmarkVerify): it decides
+// what a worker does itself, and how many keys are tried.
+type cost int
+
+const microsecond cost = 1
+
+// maxCost is what the signature of one token may cost. A token that names no
+// key is tried against those that fit it, up to this: 8 of P-521, 200 of RSA 2048.
+const maxCost = 20_000 * microsecond
 
 // key is one key of a JWKS (RFC 7517).
 type key struct {
@@ -58,11 +70,10 @@ type key struct {
 
 // Bounds of a JWKS.
 const (
-	maxJWKS     = 1 << 20
-	maxKeys     = 256
-	minRSA      = 2048 // RFC 7518 §3.3
-	maxRSA      = 8192
-	slowRSABits = 4096
+	maxJWKS = 1 << 20
+	maxKeys = 256
+	minRSA  = 2048 // RFC 7518 §3.3
+	maxRSA  = 8192
 )
 
 // parseKeys reads a JWKS. Keys that are not for signatures or of an unknown
@@ -184,18 +195,34 @@ func (k *key) fits(name string) bool {
 	return true
 }
 
-func (k *key) slow(name string) bool {
-	if p, is := k.public.(*rsa.PublicKey); is {
-		return p.N.BitLen() > slowRSABits
+// cost is that of verifying a signature of that algorithm with the key.
+func (k *key) cost(name string) cost {
+	a := algorithms[name]
+	p, is := k.public.(*rsa.PublicKey)
+	if !is {
+		return a.cost
 	}
-	return algorithms[name].slow
+	c := 50 * microsecond
+	if n := cost(p.N.BitLen()); n > 2048 {
+		// Go has assembly for 2048 bits.
+		c = 300 * microsecond * (n * n >> 10) / (3072 * 3072 >> 10)
+	}
+	if a.pss != 0 {
+		c *= 2 // see saltFits
+	}
+	return c
 }
 
-// candidates calls f with each key that the token's kid and alg allow, until it answers true.
+// candidates calls f with each key that the token's kid and alg allow, until
+// it answers true or the keys so far cost as much as is allowed.
 func candidates(keys []key, t *token, f func(*key) bool) {
+	spent := cost(0)
 	for i := range keys {
 		k := &keys[i]
-		if (t.kid == "" || k.id == "" || t.kid == k.id) && k.fits(t.alg) && f(k) {
+		if t.kid != "" && k.id != "" && t.kid != k.id || !k.fits(t.alg) {
+			continue
+		}
+		if spent += k.cost(t.alg); spent > maxCost || f(k) {
 			return
 		}
 	}
@@ -222,13 +249,30 @@ func verify(keys []key, t *token) status {
 	return st
 }
 
-// slow says whether verify may take long.
-func slow(keys []key, t *token) (is bool) {
+// dearest is an algorithm for which there are more keys than a token that names
+// none is tried against, or "".
+func dearest(keys []key) (alg string) {
+	for name := range algorithms {
+		c := cost(0)
+		for i := range keys {
+			if keys[i].fits(name) {
+				c += keys[i].cost(name)
+			}
+		}
+		if c > maxCost && name > alg {
+			alg = name
+		}
+	}
+	return alg
+}
+
+// costOf is what verify may cost.
+func costOf(keys []key, t *token) (c cost) {
 	candidates(keys, t, func(k *key) bool {
-		is = k.slow(t.alg)
-		return is
+		c += k.cost(t.alg)
+		return false
 	})
-	return is
+	return c
 }
 
 // saltFits says whether the salt of an RSASSA-PSS signature is as long as its

@@ -1,6 +1,7 @@
 package jwtauthn
 
 import (
+	"slices"
 	"time"
 
 	"sallyport/sidecar/message"
@@ -37,20 +38,63 @@ type evaluation struct {
 	// verified are the outcomes that a goroutine found, waiting what it is still to find.
 	verified []verdict
 	waiting  []verdict
-	found    []found // scratch
+	// parsed are the tokens that were parsed for this request, and cost what it
+	// takes to verify those that were, on the worker.
+	parsed []parsed
+	cost   cost
+
+	found []found // scratch
+	all   []candidate
 }
 
 // begin makes e ready for a request. What waits belongs to a goroutine by
 // now, so it is not reused.
 func (e *evaluation) begin(h *message.Head, now time.Time) {
-	*e = evaluation{head: h, now: now, accepted: e.accepted[:0], found: e.found[:0]}
+	clear(e.parsed)
+	*e = evaluation{head: h, now: now, accepted: e.accepted[:0], parsed: e.parsed[:0], found: e.found[:0], all: e.all[:0]}
 }
 
 // verdict is whether a token's signature is good for a provider.
 type verdict struct {
 	provider *provider
-	token    *token
+	raw      string
+	token    *token // nil where it was not parsed
 	status   status
+}
+
+// find finds the verdicts that are pending, on a goroutine.
+func find(verdicts []verdict) {
+	for i := range verdicts {
+		v := &verdicts[i]
+		if v.status != pending {
+			continue // from an earlier round
+		}
+		if v.token == nil {
+			// A long token: its places may be those of several providers.
+			if k := slices.IndexFunc(verdicts[:i], func(o verdict) bool { return o.raw == v.raw }); k >= 0 {
+				v.token = verdicts[k].token
+			}
+		}
+		if v.status = ok; v.token == nil {
+			v.token, v.status = parse(v.raw)
+		}
+		if v.status == ok {
+			v.status = v.provider.checkIssuer(v.token)
+		}
+		if v.status == ok {
+			v.status = verify(v.provider.keys, v.token)
+		}
+		if v.status == ok {
+			v.provider.cache.put(v.token)
+		}
+	}
+}
+
+// parsed is what became of parsing a token.
+type parsed struct {
+	raw    string
+	token  *token
+	status status
 }
 
 func (r *requirement) evaluate(e *evaluation) status {
@@ -108,8 +152,11 @@ func (r *requirement) any(e *evaluation) status {
 // provider demands a token at the provider's places; every one there must be good.
 func (e *evaluation) provider(p *provider, audiences []string) status {
 	e.found = p.extract(e.found[:0], e.head)
-	if len(e.found) == 0 {
+	switch n := len(e.found); {
+	case n == 0:
 		return missing
+	case n > maxTokens:
+		return verificationFailed
 	}
 	mark := len(e.accepted)
 	for i := range e.found {
@@ -121,49 +168,73 @@ func (e *evaluation) provider(p *provider, audiences []string) status {
 	return ok
 }
 
+// candidate is a token at one of a provider's places.
+type candidate struct {
+	found
+	provider *provider
+	same     int // the first candidate with that token
+}
+
 // optional checks the tokens that are there; none need be. Each must be good
 // for one of the providers at whose places it stands: places are often shared.
 func (e *evaluation) optional(among []*provider) status {
-	type candidate struct {
-		found
-		provider *provider
-	}
-	var all []candidate
-	for _, p := range among {
-		e.found = p.extract(e.found[:0], e.head)
-		for _, f := range e.found {
-			all = append(all, candidate{f, p})
-		}
+	if !e.candidates(among) {
+		return verificationFailed
 	}
 	mark, result := len(e.accepted), ok
-	for i := range all {
-		st, first := missing, true
-		for k := range all {
-			if string(all[k].raw) != string(all[i].raw) {
+	for i := range e.all {
+		if e.all[i].same != i {
+			continue // judged already
+		}
+		// Of a token that several look at, all that is to be verified is verified together.
+		st := missing
+		for k := i; k < len(e.all) && st != ok; k++ {
+			if e.all[k].same != i {
 				continue
 			}
-			if k < i {
-				first = false // judged already
-				break
-			}
-			got := e.token(all[k].provider, nil, all[k].found)
-			if got == ok || got == pending {
+			switch got := e.token(e.all[k].provider, nil, e.all[k].found); {
+			case got == pending, st == missing, st == unknownIssuer:
 				st = got
-				break
-			}
-			if st == missing || st == unknownIssuer {
-				st = got
+			case got == ok && st != pending:
+				st = ok
 			}
 		}
 		// That something is still to be verified goes before any failure.
-		if first && st != ok && result != pending && (result == ok || st == pending) {
+		if st != ok && result != pending && (result == ok || st == pending) {
 			result = st
 		}
 	}
 	if result == pending {
+		// What is good so far counts when all is known.
 		e.accepted = e.accepted[:mark]
 	}
 	return result
+}
+
+// candidates finds the tokens at the places of those providers. False means
+// that there are more than are looked at.
+func (e *evaluation) candidates(among []*provider) bool {
+	e.all = e.all[:0]
+	var first [maxTokens]int // of each token
+	tokens := 0
+	for _, p := range among {
+		e.found = p.extract(e.found[:0], e.head)
+		for _, f := range e.found {
+			i := 0
+			for i < tokens && string(e.all[first[i]].raw) != string(f.raw) {
+				i++
+			}
+			if i == maxTokens {
+				return false
+			}
+			if i == tokens {
+				first[i] = len(e.all)
+				tokens++
+			}
+			e.all = append(e.all, candidate{f, p, first[i]})
+		}
+	}
+	return true
 }
 
 // token checks one token for one provider.
@@ -182,27 +253,68 @@ func (e *evaluation) token(p *provider, audiences []string, f found) status {
 	return ok
 }
 
+const (
+	// maxQuick is how long a token may be to be parsed on the worker: JSON takes
+	// some 20 µs a KiB.
+	maxQuick = 4 << 10
+	// maxOnWorker is what verifying signatures may cost the worker for one
+	// request: one or two that are quick.
+	maxOnWorker = 200 * microsecond
+)
+
 // verify checks a token that is not in the cache. What can be told without
 // the signature is told first, as in Envoy, and saves the work.
 func (e *evaluation) verify(p *provider, audiences []string, raw []byte) (*token, status) {
 	for i := range e.verified {
-		if v := &e.verified[i]; v.provider == p && v.token.raw == string(raw) {
+		if v := &e.verified[i]; v.provider == p && v.raw == string(raw) {
 			return v.token, v.status
 		}
 	}
-	t, st := parse(string(raw))
+	if len(raw) > maxQuick {
+		return nil, e.wait(p, raw, nil)
+	}
+	t, st := e.parse(raw)
 	if st != ok {
 		return nil, st
 	}
 	if st = p.check(t, audiences, e.now); st != ok {
 		return nil, st
 	}
-	if slow(p.keys, t) {
-		e.waiting = append(e.waiting, verdict{provider: p, token: t, status: pending})
-		return nil, pending
+	if e.cost += costOf(p.keys, t); e.cost > maxOnWorker {
+		return nil, e.wait(p, raw, t)
 	}
 	if st = verify(p.keys, t); st == ok {
 		p.cache.put(t)
 	}
 	return t, st
+}
+
+// wait leaves a token to a goroutine, once for each provider.
+func (e *evaluation) wait(p *provider, raw []byte, t *token) status {
+	v := verdict{provider: p, token: t, status: pending}
+	for i := range e.waiting {
+		if o := &e.waiting[i]; o.raw == string(raw) {
+			if v.raw = o.raw; o.provider == p {
+				return pending
+			}
+		}
+	}
+	if v.raw == "" {
+		v.raw = string(raw)
+	}
+	e.waiting = append(e.waiting, v)
+	return pending
+}
+
+// parse parses a token, once for all providers at whose places it stands.
+func (e *evaluation) parse(raw []byte) (*token, status) {
+	for i := range e.parsed {
+		if d := &e.parsed[i]; d.raw == string(raw) {
+			return d.token, d.status
+		}
+	}
+	d := parsed{raw: string(raw)}
+	d.token, d.status = parse(d.raw)
+	e.parsed = append(e.parsed, d)
+	return d.token, d.status
 }
