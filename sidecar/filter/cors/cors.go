@@ -4,6 +4,7 @@
 package cors
 
 import (
+	"bytes"
 	"math/rand/v2"
 
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
@@ -48,6 +49,15 @@ type policy struct {
 	forwardMismatch bool
 	// enabled and shadow are in millionths of the requests.
 	enabled, shadow uint32
+	// What is to be done with the response to an origin that is allowed, and to
+	// any other request.
+	shared, kept *response
+}
+
+// response is what the filter adds to a response.
+type response struct {
+	policy *policy
+	shared bool // with the request's origin
 }
 
 func compile(c *filter.Compiler, cfg *anypb.Any) stream.Filter {
@@ -72,6 +82,7 @@ func compileRoute(c *filter.Compiler, cfg *anypb.Any) any {
 		forwardMismatch: m.GetForwardNotMatchingPreflights() == nil || m.GetForwardNotMatchingPreflights().GetValue(),
 		enabled:         match.Fraction(m.GetFilterEnabled(), route.Always), shadow: match.Fraction(m.GetShadowEnabled(), 0),
 	}
+	p.shared, p.kept = &response{p, true}, &response{p, false}
 	for i := range p.origins {
 		p.any = p.any || p.origins[i].MatchString("*")
 	}
@@ -96,12 +107,15 @@ func (f *Filter) RequestHead(c stream.Context, h *message.Head, _ bool) stream.V
 		return stream.Continue
 	}
 	enabled := chance(p.enabled)
+	if enabled {
+		*c.Slot() = p.kept
+	}
 	origin := h.Get(message.Origin)
 	if len(origin) == 0 || !enabled && !chance(p.shadow) {
 		return stream.Continue
 	}
 	preflight := h.Is(message.Method, "OPTIONS") && len(h.Get(message.AccessControlRequestMethod)) > 0
-	if !p.allows(origin) {
+	if h.Count("origin") > 1 || !p.allows(origin) {
 		f.invalid.Inc()
 		if enabled && preflight && !p.forwardMismatch {
 			return c.Stream.Reply(200, "", "cors_response", 0)
@@ -112,7 +126,7 @@ func (f *Filter) RequestHead(c stream.Context, h *message.Head, _ bool) stream.V
 	if !enabled {
 		return stream.Continue
 	}
-	*c.Slot() = p // ResponseHead adds the headers, to the preflight's answer too
+	*c.Slot() = p.shared // the preflight's answer, too
 	if !preflight {
 		return stream.Continue
 	}
@@ -131,38 +145,84 @@ func (p *policy) allows(origin []byte) bool {
 	return false
 }
 
-// preflight are the headers that only the answer to a preflight has.
+// preflight are the headers that only the answer to a preflight has. Where all
+// methods or headers are allowed it names those that were asked for, as Envoy
+// does: "*" would not stand for all with credentials (Fetch §3.2.3).
 func (p *policy) preflight(h *message.Head) []route.HeaderValue {
 	list := make([]route.HeaderValue, 0, 4)
-	add := func(name, value string) {
+	add := func(name, value, asked string) {
+		if value == "*" {
+			v, _ := h.Joined(asked)
+			value = string(v)
+		}
 		if value != "" {
 			list = append(list, route.HeaderValue{Name: name, Value: value})
 		}
 	}
-	add("access-control-allow-methods", p.methods)
-	add("access-control-allow-headers", p.headers)
-	add("access-control-max-age", p.maxAge)
+	add("access-control-allow-methods", p.methods, "access-control-request-method")
+	add("access-control-allow-headers", p.headers, "access-control-request-headers")
+	add("access-control-max-age", p.maxAge, "")
 	if p.private && string(h.Lookup("access-control-request-private-network")) == "true" {
-		add("access-control-allow-private-network", "true")
+		add("access-control-allow-private-network", "true", "")
 	}
 	return list
 }
 
-// ResponseHead adds the headers to a response that the policy lets the origin read.
+// ResponseHead adds the headers to a response that the policy lets the origin
+// read, and Vary to each that could have had them (Fetch, "CORS protocol and
+// HTTP caches"): a cache must not give one origin what was meant for another. A
+// response whose request this filter never saw has neither.
 func (f *Filter) ResponseHead(c stream.Context, h *message.Head, _ bool) stream.Verdict {
-	p, is := (*c.Slot()).(*policy)
-	if !is {
-		return stream.Continue
+	if r, is := (*c.Slot()).(*response); is {
+		r.apply(h, c.Stream.Request.Get(message.Origin))
+	}
+	return stream.Continue
+}
+
+func (r *response) apply(h *message.Head, origin []byte) {
+	varyByOrigin(h)
+	if !r.shared {
+		return
 	}
 	// The origin is one that the policy allows; "*" would not go with credentials.
-	h.SetName(message.AccessControlAllowOrigin, c.Stream.Request.Get(message.Origin))
+	p := r.policy
+	h.SetName(message.AccessControlAllowOrigin, origin)
 	if p.credentials {
 		h.SetNameString(message.AccessControlAllowCredentials, "true")
 	}
 	if p.expose != "" {
 		h.SetNameString(message.AccessControlExposeHeaders, p.expose)
 	}
-	return stream.Continue
+}
+
+// varyByOrigin adds Origin to Vary (RFC 9110 §12.5.5), unless it is there.
+func varyByOrigin(h *message.Head) {
+	last := -1
+	for i := range h.Len() {
+		if h.NameAt(i) != message.Vary {
+			continue
+		}
+		last = i
+		_, v := h.At(i)
+		for item := range bytes.SplitSeq(v, []byte(",")) {
+			if item = bytes.TrimSpace(item); string(item) == "*" || bytes.EqualFold(item, []byte("origin")) {
+				return
+			}
+		}
+	}
+	if last < 0 {
+		h.AddNameString(message.Vary, "origin")
+		return
+	}
+	// Into one line with the others: some caches read the last one alone.
+	var buf [256]byte
+	_, v := h.At(last)
+	if len(v) > 0 {
+		v = append(append(buf[:0], v...), ", origin"...)
+	} else {
+		v = append(buf[:0], "origin"...)
+	}
+	h.SetAt(last, v)
 }
 
 func chance(millionths uint32) bool {

@@ -183,6 +183,32 @@ func (r *Rig) Do(t testing.TB, method, path string, headers ...string) *Result {
 	return r.Send(method, path, headers...).Wait(t)
 }
 
+// Extra is how many objects a request allocates more with the filter than
+// without any, once everything is warm.
+func Extra(t testing.TB, f stream.Filter, override any, method, path string, headers ...string) float64 {
+	t.Helper()
+	return New(t, f, override).allocations(t, method, path, headers) - New(t, &parking{}, nil).allocations(t, method, path, headers)
+}
+
+func (r *Rig) allocations(t testing.TB, method, path string, headers []string) float64 {
+	t.Helper()
+	template, h, down := Head(method, path, headers...), &message.Head{}, &counting{}
+	return testing.AllocsPerRun(100, func() {
+		h.CopyFrom(template)
+		down.done = false
+		r.factory.New(r, r.Conn, down, stream.ProtocolHTTP11).Head(h, true)
+		if r.Worker.Step(0); !down.done {
+			t.Fatal("no answer in one turn")
+		}
+	})
+}
+
+// counting is a client that keeps nothing.
+type counting struct{ client }
+
+func (c *counting) Head(_ *message.Head, end bool) { c.done = c.done || end }
+func (c *counting) Data(_ []byte, end bool)        { c.done = c.done || end }
+
 // Exchange is a request that is under way.
 type Exchange struct {
 	Stream *stream.Stream
