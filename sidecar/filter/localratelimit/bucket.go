@@ -18,6 +18,14 @@ type bucket struct {
 	empty    atomic.Int64 // nanoseconds since base
 }
 
+// numbers are what makes a bucket (envoy.type.v3.TokenBucket).
+type numbers struct {
+	limit, perFill uint32
+	fill           time.Duration
+}
+
+func (n numbers) bucket(now time.Time) *bucket { return newBucket(n.limit, n.perFill, n.fill, now) }
+
 // newBucket returns a full bucket.
 func newBucket(limit uint32, perFill uint32, fill time.Duration, now time.Time) *bucket {
 	b := &bucket{max: int64(limit), interval: max(fill/time.Duration(perFill), 1), base: now}

@@ -93,14 +93,16 @@ func (l *limit) tokens(c *filter.Compiler, m *limitv3.LocalRateLimit, t *typev3.
 	case fill < minFill:
 		c.Errorf(path+".fill_interval", "%s is less than %s", fill, minFill)
 	default:
-		l.fresh = func(now time.Time) *bucket { return newBucket(limit, perFill, fill, now) }
-		if l.perConnection {
-			return
-		}
+		l.numbers = numbers{limit, perFill, fill}
 		// What is the same bucket for an update: the filter's, or the
 		// route's, with the same numbers.
-		key := fmt.Sprintf("local_ratelimit %s %s %s %s %d %d %s", c.Resource, c.Path, c.FilterName, m.GetStatPrefix(), limit, perFill, fill)
-		l.bucket = filter.Keep(c.Memory, key, func() *bucket { return l.fresh(time.Now()) })
+		place := fmt.Sprintf("local_ratelimit %s %s %s %s", c.Resource, c.Path, c.FilterName, m.GetStatPrefix())
+		if l.perConnection {
+			l.place = place
+			return
+		}
+		key := fmt.Sprintf("%s %d %d %s", place, limit, perFill, fill)
+		l.bucket = filter.Keep(c.Memory, key, func() *bucket { return l.numbers.bucket(time.Now()) })
 	}
 }
 

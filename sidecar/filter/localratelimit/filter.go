@@ -27,10 +27,11 @@ type limit struct {
 	// enabled and enforced are in millionths of the requests.
 	enabled, enforced uint32
 	bucket            *bucket
-	// perConnection makes each downstream connection have a bucket of its
-	// own, made by fresh.
+	// perConnection makes each downstream connection have a bucket of its own,
+	// which the connection keeps under place, a string.
 	perConnection bool
-	fresh         func(now time.Time) *bucket
+	place         any
+	numbers       numbers
 
 	status     int
 	reply      []route.HeaderMutation // response_headers_to_add
@@ -112,17 +113,25 @@ func (l *limit) headers(s *stream.Stream, h *message.Head, b *bucket, now time.T
 // seconds rounds up: a client that comes back then finds what it was told.
 func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 
+// kept is what a connection keeps of a limit. An update with the same numbers
+// goes on with the bucket, and one with others replaces it: a connection that
+// lives through many of them keeps one for each place all the same.
+type kept struct {
+	numbers numbers
+	bucket  *bucket
+}
+
 // ofConnection returns the bucket of the stream's connection for l.
 func (l *limit) ofConnection(s *stream.Stream) *bucket {
 	c := s.Conn
-	if b, is := c.Attached[l].(*bucket); is {
-		return b
+	if k, is := c.Attached[l.place].(*kept); is && k.numbers == l.numbers {
+		return k.bucket
 	}
 	if c.Attached == nil {
 		c.Attached = map[any]any{}
 	}
-	b := l.fresh(s.Now())
-	c.Attached[l] = b
+	b := l.numbers.bucket(s.Now())
+	c.Attached[l.place] = &kept{l.numbers, b}
 	return b
 }
 

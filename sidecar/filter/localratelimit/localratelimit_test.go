@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"sallyport/sidecar/filter/filtertest"
+	"sallyport/sidecar/stream"
 )
 
 func config(t testing.TB, more string) *limitv3.LocalRateLimit {
@@ -92,6 +93,62 @@ func TestEachConnectionHasItsBucket(t *testing.T) {
 	r.Conn.Attached = nil // as on another connection
 	if !r.Get(t, "/").Passed() {
 		t.Error("the second connection")
+	}
+}
+
+// TestAConnectionKeepsOneBucketThroughAllUpdates: the same one while its numbers stay.
+func TestAConnectionKeepsOneBucketThroughAllUpdates(t *testing.T) {
+	const each = `"local_rate_limit_per_downstream_connection":true,` + always
+	c := filtertest.Compiler()
+	compile := func(more string) *Filter {
+		f := Kind.Compile(c, filtertest.Any(t, config(t, each+","+more)))
+		if err := c.Err(); err != nil {
+			t.Fatal(err)
+		}
+		return f.(*Filter)
+	}
+	one := `"token_bucket":{"max_tokens":1,"fill_interval":"60s"}`
+	var conn *stream.Connection
+	get := func(f *Filter) bool {
+		r := filtertest.New(t, f, nil)
+		if conn == nil {
+			conn = r.Conn
+		}
+		r.Conn.Attached = conn.Attached
+		defer func() { conn.Attached = r.Conn.Attached }()
+		return r.Get(t, "/").Passed()
+	}
+	if !get(compile(one)) || get(compile(one)) || get(compile(one+`,"status":{"code":503}`)) {
+		t.Error("an update with the same numbers gives a connection new tokens")
+	}
+	for range 100 {
+		if !get(compile(`"token_bucket":{"max_tokens":2,"fill_interval":"60s"}`)) || !get(compile(one)) {
+			t.Fatal("an update with other numbers does not take effect")
+		}
+	}
+	if n := len(conn.Attached); n != 1 {
+		t.Errorf("the connection keeps %d buckets", n)
+	}
+}
+
+// TestAReplyWhoseRequestTheFilterNeverSaw: a request that is refused before the filters is answered without headers of a bucket.
+func TestAReplyWhoseRequestTheFilterNeverSaw(t *testing.T) {
+	f, _ := filtertest.Compile(t, Kind, config(t, threePerMinute+","+always+`,"enable_x_ratelimit_headers":"DRAFT_VERSION_03"`))
+	if res := filtertest.New(t, f, nil).Get(t, "/#"); res.Status != 400 || res.Header("x-ratelimit-limit") != "" {
+		t.Errorf("%d, limit %q", res.Status, res.Header("x-ratelimit-limit"))
+	}
+}
+
+func TestARequestAllocatesNothing(t *testing.T) {
+	for name, more := range map[string]string{
+		"":                "",
+		"with headers":    `,"enable_x_ratelimit_headers":"DRAFT_VERSION_03"`,
+		"each connection": `,"local_rate_limit_per_downstream_connection":true`,
+	} {
+		f, _ := filtertest.Compile(t, Kind, config(t, `"token_bucket":{"max_tokens":1000000,"fill_interval":"60s"},`+always+more))
+		if n := filtertest.Extra(t, f, nil, "GET", "/"); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
 	}
 }
 
