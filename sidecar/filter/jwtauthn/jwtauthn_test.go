@@ -493,6 +493,13 @@ func TestACachedTokenAllocatesNothing(t *testing.T) {
 	}
 }
 
+func TestARequestWithACachedTokenAllocatesNothing(t *testing.T) {
+	f, _ := filtertest.Compile(t, Kind, config(t, `"claim_to_headers":[{"header_name":"x-sub","claim_name":"sub"}],"forward_payload_header":"x-payload","payload_in_metadata":"jwt"`, ""))
+	if n := filtertest.Extra(t, f, nil, "GET", "/", bearer(sign(t, jose.RS256, "rsa", claims()))...); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 func BenchmarkVerify(b *testing.B) {
 	keys, err := parseKeys([]byte(jwks(b, "rsa", "p256", "p384", "p521", "ed", "hmac")), func(string) {})
 	if err != nil {

@@ -218,6 +218,14 @@ func TestJudgingAllocatesNothing(t *testing.T) {
 	}
 }
 
+func TestARequestAllocatesNothing(t *testing.T) {
+	rules := rulesOf(t, policyJSON("ALLOW", `[{"url_path":{"path":{"safe_regex":{"regex":"/api/[a-z]+/[0-9]+"}}}}]`, `[{"or_ids":{"ids":[{"authenticated":{}},{"header":{"name":"x-role","string_match":{"exact":"admin"}}}]}}]`))
+	f, _ := filtertest.Compile(t, Kind, &httpv3.RBAC{Rules: rules, ShadowRules: rules})
+	if n := filtertest.Extra(t, f, nil, "GET", "/api/orders/1?x", "x-role", "guest", "x-role", "admin"); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 // TestWhatWouldTakeTooLongToJudge: a denial holds where it is not known whether
 // it applies, and a permission does not.
 func TestWhatWouldTakeTooLongToJudge(t *testing.T) {
