@@ -59,14 +59,16 @@ type Message interface {
 	ValidateAll() error
 }
 
-// Decode unpacks cfg into m and checks the rules of m's proto file. It says
-// whether m can be used.
+// Decode unpacks cfg into m and checks the rules of m's proto file, and that
+// all of it is known. It says whether m can be used.
 func (c *Compiler) Decode(cfg *anypb.Any, m Message) bool {
 	if err := cfg.UnmarshalTo(m); err != nil {
 		c.Errorf(c.Path, "cannot be read as %s: %v", m.ProtoReflect().Descriptor().FullName(), err)
 		return false
 	}
-	return fields.Validate(c.Report, c.Path, m)
+	before := c.Count()
+	c.refuseUnknown(m)
+	return fields.Validate(c.Report, c.Path, m) && c.Count() == before
 }
 
 // At is the path of a field of the filter's configuration.

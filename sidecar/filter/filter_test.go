@@ -4,9 +4,14 @@ package filter
 
 import (
 	"runtime"
+	"strings"
 	"testing"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"sallyport/sidecar/config/fields"
@@ -39,6 +44,37 @@ func TestMemoryKeepsWhatIsInUse(t *testing.T) {
 		runtime.Gosched()
 	}
 	t.Error("what nobody uses is kept")
+}
+
+// TestNothingUnknownIsPassedOver: however deep it stands.
+func TestNothingUnknownIsPassedOver(t *testing.T) {
+	unknown := func(m proto.Message) {
+		m.ProtoReflect().SetUnknown(protowire.AppendVarint(protowire.AppendTag(nil, 500, protowire.VarintType), 1))
+	}
+	build := func() (*rbacv3.RBAC, *rbacv3.Permission_Set, *corev3.CidrRange) {
+		set := &rbacv3.Permission_Set{Rules: []*rbacv3.Permission{{Rule: &rbacv3.Permission_Any{Any: true}}}}
+		cidr := &corev3.CidrRange{AddressPrefix: "10.0.0.0"}
+		return &rbacv3.RBAC{Policies: map[string]*rbacv3.Policy{"p": {
+			Permissions: []*rbacv3.Permission{{Rule: &rbacv3.Permission_OrRules{OrRules: set}}},
+			Principals:  []*rbacv3.Principal{{Identifier: &rbacv3.Principal_RemoteIp{RemoteIp: cidr}}}}}}, set, cidr
+	}
+	for want, change := range map[string]func(*rbacv3.RBAC, *rbacv3.Permission_Set, *corev3.CidrRange){
+		"": func(*rbacv3.RBAC, *rbacv3.Permission_Set, *corev3.CidrRange) {},
+		`c: envoy.config.rbac.v3.RBAC has a field that is not known (number 500)`:                                                 func(m *rbacv3.RBAC, _ *rbacv3.Permission_Set, _ *corev3.CidrRange) { unknown(m) },
+		`c.policies["p"].permissions[0].or_rules: envoy.config.rbac.v3.Permission.Set has a field that is not known (number 500)`: func(_ *rbacv3.RBAC, s *rbacv3.Permission_Set, _ *corev3.CidrRange) { unknown(s) },
+		`c.policies["p"].principals[0].remote_ip: envoy.config.core.v3.CidrRange has a field that is not known (number 500)`:      func(_ *rbacv3.RBAC, _ *rbacv3.Permission_Set, r *corev3.CidrRange) { unknown(r) },
+	} {
+		m, set, cidr := build()
+		change(m, set, cidr)
+		a, err := anypb.New(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &Compiler{Report: fields.NewReport("x", "y"), Path: "c"}
+		if ok := c.Decode(a, &rbacv3.RBAC{}); ok != (want == "") || want != "" && !strings.Contains(c.Err().Error(), want) {
+			t.Errorf("%v, %v; want %q", ok, c.Err(), want)
+		}
+	}
 }
 
 func TestAdditions(t *testing.T) {
