@@ -64,13 +64,13 @@ func normalize(dst, p []byte, m *Manager) (out []byte, redirect, ok bool) {
 		i += 2
 	}
 	if m.NormalizePath {
-		if escaped && hidesDots(dst[base:]) {
-			return dst, false, false
-		}
 		dst = removeDots(dst, base)
 	}
 	if m.MergeSlashes {
 		dst = mergeSlashes(dst, base)
+	}
+	if m.NormalizePath && escaped && hidesDots(dst[base:]) {
+		return dst, false, false
 	}
 	if redirect {
 		dst = oneSlash(dst, base)
