@@ -63,6 +63,11 @@ func routing() []exchange {
 		{name: "a path with escapes", raw: get("/prefix/%41%2f%20?q=%20+&&"), want: 200},
 		{name: "a path with dots", raw: get("/prefix/../exact"), want: 200},
 		{name: "a path with two slashes", raw: get("//prefix"), want: 404},
+		{name: "a regex without a table of states", raw: get("/slow/a" + strings.Repeat("b", 20)), want: 200},
+		{name: "a regex that would take too long", raw: get("/slow/" + strings.Repeat("ab", 25<<10)), want: 404,
+			ours: 414, why: "a request has a budget for regular expressions; RE2 has none"},
+		{name: "a regex and a long path", raw: get("/re/" + strings.Repeat("1", 50<<10)), want: 200},
+		{name: "a regex rewrite of a long path", raw: get("/rewrite/regex/a/" + strings.Repeat("b", 20<<10)), want: 200},
 	}
 }
 
@@ -138,16 +143,38 @@ func filters(issuer *harness.Issuer, exp time.Time) []exchange {
 		{name: "no token at all in it", raw: get("/jwt", "authorization: Bearer nonsense"), want: 401},
 		{name: "a token in another scheme", raw: get("/jwt", "authorization: Basic "+token), want: 401},
 		{name: "a token in the query", raw: get("/jwt?access_token=" + token), want: 200},
+		{name: "a scheme in small letters", raw: get("/jwt", "authorization: bearer "+token), want: 401,
+			ours: 200, why: "RFC 9110 §11.1: a scheme has no case"},
+		{name: "a second token in a second line", raw: get("/jwt", "authorization: Bearer "+token, "authorization: Bearer "+forged), want: 401},
+		{name: "a second line of another scheme", raw: get("/jwt", "authorization: Basic eDp5", "authorization: Bearer "+token), want: 200,
+			ours: 401, why: "RFC 9110 §11.6.2 has one Authorization, and the application may take the other one"},
+		{name: "a second token in the line", raw: get("/jwt", "authorization: Bearer "+token+",Bearer "+forged), want: 401},
+		{name: "a forged token beside a good one, in an escaped parameter", raw: get("/jwt?access%5Ftoken="+forged, "authorization: Bearer "+token), want: 401},
+		{name: "a token in an escaped parameter", raw: get("/jwt?%61ccess_token=" + token), want: 200},
+		{name: "a forged token beside a good one, in the same parameter", raw: get("/jwt?access_token=" + token + "&access_token=" + forged), want: 200,
+			ours: 401, why: "the application may take the second one"},
+		{name: "a forged token beside a good one, behind a semicolon", raw: get("/jwt?a=b;access_token="+forged, "authorization: Bearer "+token), want: 200,
+			ours: 401, why: "some applications take a semicolon for an ampersand"},
 		{name: "within the rate limit", raw: get("/limited"), want: 200},
 		{name: "over the rate limit", raw: get("/limited"), want: 429},
-		{name: "a CORS preflight", raw: harness.Request("OPTIONS", "/cors", "", append(cors, "access-control-request-method: GET")...), want: 200},
-		{name: "a CORS preflight by suffix", raw: harness.Request("OPTIONS", "/cors", "", "origin: https://a.friends.example", "access-control-request-method: GET"), want: 200},
-		{name: "a CORS preflight of a stranger", raw: harness.Request("OPTIONS", "/cors", "", "origin: https://bad.example", "access-control-request-method: GET"), want: 200},
-		{name: "OPTIONS that is no preflight", raw: harness.Request("OPTIONS", "/cors", "", cors...), want: 200},
-		{name: "a CORS request", raw: get("/cors", cors...), want: 200},
-		{name: "a CORS request of a stranger", raw: get("/cors", "origin: https://bad.example"), want: 200},
+		{name: "a CORS preflight", raw: harness.Request("OPTIONS", "/cors", "", append(cors, "access-control-request-method: GET")...), want: 200, but: []string{"+ vary: origin"}, why: varies},
+		{name: "a CORS preflight by suffix", raw: harness.Request("OPTIONS", "/cors", "", "origin: https://a.friends.example", "access-control-request-method: GET"), want: 200, but: []string{"+ vary: origin"}, why: varies},
+		{name: "a CORS preflight of a stranger", raw: harness.Request("OPTIONS", "/cors", "", "origin: https://bad.example", "access-control-request-method: GET"), want: 200, but: []string{"+ vary: origin"}, why: varies},
+		{name: "OPTIONS that is no preflight", raw: harness.Request("OPTIONS", "/cors", "", cors...), want: 200, but: []string{"+ vary: origin"}, why: varies},
+		{name: "a CORS request", raw: get("/cors", cors...), want: 200, but: []string{"+ vary: origin"}, why: varies},
+		{name: "a CORS request of two origins", raw: get("/cors", cors[0], "origin: https://bad.example"), want: 200,
+			but: []string{"- origin: https://good.example,https://bad.example", "+ vary: origin", "+ origin: https://good.example", "+ origin: https://bad.example"}, why: varies},
+		{name: "a request without an origin to what has a CORS policy", raw: get("/cors"), want: 200, but: []string{"+ vary: origin"}, why: varies},
+		{name: "a CORS preflight where all is allowed", raw: harness.Request("OPTIONS", "/crossorigin", "", append(cors, "access-control-request-method: PUT", "access-control-request-headers: x-a, x-b")...),
+			want: 200, but: []string{"+ vary: origin"}, why: varies},
+		{name: "a CORS request whose answer varies already", raw: get("/crossorigin", cors...), replies: []string{harness.OK("x", "vary: accept")},
+			want: 200, but: []string{"- vary: accept", "+ vary: accept, origin"}, why: varies},
+		{name: "a CORS request of a stranger", raw: get("/cors", "origin: https://bad.example"), want: 200, but: []string{"+ vary: origin"}, why: varies},
 	}
 }
+
+// varies is why responses that depend on the origin have a field that Envoy's have not.
+const varies = "Fetch, CORS protocol and HTTP caches: a cache must not give one origin what was meant for another"
 
 func bodies() []exchange {
 	chunked := "POST /prefix HTTP/1.1\r\nhost: test.example\r\ntransfer-encoding: chunked\r\n"
@@ -347,6 +374,9 @@ func balancing() []exchange {
 // malformed is why a stream is reset where Envoy closes the connection.
 const malformed = "RFC 9113 §8.1.1: a malformed request is an error of its stream; the others go on"
 
+// hidden is why a path is refused that Envoy lets through.
+const hidden = "nobody needs such a name, and whoever decodes once more, or drops parameters, finds another path than the policy saw"
+
 func strict() []exchange {
 	x := func(name, raw string, want int) exchange {
 		return exchange{name: "strict: " + name, listener: "strict", raw: raw, want: want}
@@ -367,6 +397,29 @@ func strict() []exchange {
 		{name: "strict: an escaped NUL", listener: "strict", raw: get("/a%00"), want: 400,
 			ours: 400, why: "Envoy sends no content and closes; the request was whole, so the connection can go on"},
 		{name: "strict: a fragment", listener: "strict", raw: get("/a#b"), want: 400, ours: 400, why: "Envoy sends no content with it"},
+		x("a parent with parameters", get("/a/..;/admin"), 403),
+		x("a parent with a parameter and a value", get("/a/b/../..;x=1/admin"), 403),
+		x("a dot with parameters", get("/.;x/admin"), 403),
+		{name: "strict: escaped dots with parameters", listener: "strict", raw: get("/a/%2e%2e;/admin"), want: 200,
+			ours: 403, why: "Envoy decodes the dots and forgets to resolve them; servers that drop parameters do not"},
+		{name: "strict: dots before an escaped semicolon", listener: "strict", raw: get("/a/..%3b/admin"), want: 200,
+			ours: 400, why: hidden},
+		{name: "strict: dots that are escaped twice", listener: "strict", raw: get("/a/%252e%252e/admin"), want: 200,
+			ours: 400, why: hidden},
+		{name: "strict: dots in an overlong form", listener: "strict", raw: get("/a/%c0%ae%c0%ae/admin"), want: 200,
+			ours: 400, why: hidden},
+		{name: "strict: parameters without a name", listener: "strict", raw: get("/;x/admin"), want: 200,
+			ours: 400, why: hidden},
+		x("parameters", get("/a;x=1/b;y"), 200),
+		x("parameters without a name at the end", get("/a/;jsessionid=1"), 200),
+		{name: "slashes: dots before an escaped slash that is kept", listener: "kept", raw: get("/a/..%2fadmin"), want: 200,
+			ours: 400, why: hidden},
+		{name: "slashes: an escaped slash that is kept", listener: "kept", raw: get("/a%2fadmin"), want: 200},
+		{name: "slashes: a redirect", listener: "slashes", raw: get("/a%2fb?q"), want: 307},
+		{name: "slashes: a redirect to two slashes", listener: "slashes", raw: get("/%2fother.example?q"), want: 307,
+			but: []string{"- location: //other.example?q", "+ location: /other.example?q"}, why: "a client takes that for another host (RFC 3986 §4.2)"},
+		{name: "slashes: a redirect to a backslash", listener: "slashes", raw: get("/%5cother.example"), want: 307,
+			but: []string{"- location: //other.example", "+ location: /other.example"}, why: "a client takes that for another host (RFC 3986 §4.2)"},
 		x("a host with a port", get("/a", "host: test.example:8080"), 200),
 		x("a header with an underscore", get("/a", "x_a: b"), 400),
 		x("headers over the listener's limit", get("/a", "x-a: "+strings.Repeat("a", 3000)), 431),
