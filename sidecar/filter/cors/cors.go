@@ -15,6 +15,7 @@ import (
 	"sallyport/sidecar/filter"
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/route"
+	"sallyport/sidecar/route/regex"
 	"sallyport/sidecar/stream"
 )
 
@@ -137,8 +138,9 @@ func (p *policy) allows(origin []byte) bool {
 	if p.any {
 		return true
 	}
+	var w regex.Budget // for all expressions together; beyond it no origin is allowed
 	for i := range p.origins {
-		if p.origins[i].Match(origin) {
+		if p.origins[i].Try(origin, &w) == regex.Yes {
 			return true
 		}
 	}

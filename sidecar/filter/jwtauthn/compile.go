@@ -1,6 +1,7 @@
 package jwtauthn
 
 import (
+	"fmt"
 	"math"
 	"sort"
 	"strings"
@@ -51,6 +52,7 @@ type compiler struct {
 	providers map[string]*provider
 	names     []string // of providers, sorted
 	filter    *Filter
+	places    map[string]*places
 }
 
 func compile(c *filter.Compiler, cfg *anypb.Any) stream.Filter {
@@ -67,7 +69,7 @@ func compile(c *filter.Compiler, cfg *anypb.Any) stream.Filter {
 		name: c.FilterName, requirements: map[string]*requirement{}, bypass: m.GetBypassCorsPreflight(), strip: m.GetStripFailureResponse(),
 		allowed: c.Counter(prefix + "allowed"), denied: c.Counter(prefix + "denied"), bypassed: c.Counter(prefix + "cors_preflight_bypassed"),
 	}
-	k := &compiler{Compiler: c, providers: map[string]*provider{}, filter: f}
+	k := &compiler{Compiler: c, providers: map[string]*provider{}, filter: f, places: map[string]*places{}}
 	for n := range m.GetProviders() {
 		k.names = append(k.names, n)
 	}
@@ -215,7 +217,7 @@ func (k *compiler) provider(path, name string, m *jwtv3.JwtProvider) *provider {
 	p := &provider{
 		name: name, issuer: m.GetIssuer(), audiences: audiences(m.GetAudiences()), cache: newCache(), skew: defaultSkew,
 		requireExpiry: m.GetRequireExpiration(), forward: m.GetForward(), padPayload: m.GetPadForwardPayloadHeader(),
-		payloadMetadata: m.GetPayloadInMetadata(), reroute: m.GetClearRouteCache(), params: m.GetFromParams(), cookies: m.GetFromCookies(),
+		payloadMetadata: m.GetPayloadInMetadata(), reroute: m.GetClearRouteCache(), places: k.locations(path, m),
 	}
 	if s := m.GetClockSkewSeconds(); s != 0 {
 		p.skew = int64(s)
@@ -230,7 +232,6 @@ func (k *compiler) provider(path, name string, m *jwtv3.JwtProvider) *provider {
 			k.Errorf(path+".max_lifetime", "%s is less than a second or too long", p.maxLifetime)
 		}
 	}
-	k.locations(path, m, p)
 	p.payloadHeader = k.owned(path+".forward_payload_header", m.GetForwardPayloadHeader())
 	for i, c := range m.GetClaimToHeaders() {
 		cp := fields.Index(path, "claim_to_headers", i)
@@ -270,7 +271,8 @@ func (k *compiler) provider(path, name string, m *jwtv3.JwtProvider) *provider {
 	return p
 }
 
-func (k *compiler) locations(path string, m *jwtv3.JwtProvider, p *provider) {
+func (k *compiler) locations(path string, m *jwtv3.JwtProvider) *places {
+	p := &places{params: m.GetFromParams(), cookies: m.GetFromCookies()}
 	for i, h := range m.GetFromHeaders() {
 		n := strings.ToLower(h.GetName())
 		if n == "" || n[0] == ':' || n == "host" {
@@ -285,6 +287,14 @@ func (k *compiler) locations(path string, m *jwtv3.JwtProvider, p *provider) {
 		p.headers = []headerLocation{newHeaderLocation("authorization", "Bearer ")}
 		p.params = []string{"access_token"}
 	}
+	key := fmt.Sprintf("%q %q", p.params, p.cookies)
+	for i := range p.headers {
+		key += fmt.Sprintf(" %q %q", p.headers[i].name, p.headers[i].prefix)
+	}
+	if k.places[key] == nil {
+		k.places[key] = p
+	}
+	return k.places[key]
 }
 
 // owned notes a header that only the filter may set.

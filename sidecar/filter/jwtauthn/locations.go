@@ -18,20 +18,32 @@ type found struct {
 // more, and the request is refused: none may go upstream that was not looked at.
 const maxTokens = 8
 
-// extract appends what stands at the provider's places to list: all lines of a
-// header, all values of a parameter, all cookies of a name. Nobody knows which
-// of them the application will take, so that each must be good. What it returns
-// is valid until the head changes.
-func (p *provider) extract(list []found, h *message.Head) []found {
+// places are where tokens of a provider may stand. Providers with the same
+// places have the same *places.
+type places struct {
+	headers []headerLocation
+	params  []string
+	cookies []string
+}
+
+// extract appends what stands at the places to list, up to one token more than
+// are looked at: all lines of a header, all values of a parameter, all cookies of
+// a name. Nobody knows which of them the application will take, so that each must
+// be good. What it returns is valid until the head changes.
+func (p *places) extract(list []found, h *message.Head) []found {
+	most := len(list) + maxTokens + 1
 	for i := range p.headers {
-		list = p.headers[i].extract(list, h)
+		list = p.headers[i].extract(list, most, h)
 	}
 	if len(p.params) > 0 {
 		_, query, _ := bytes.Cut(h.Get(message.Path), []byte("?"))
-		list = p.inQuery(list, query)
+		list = p.inQuery(list, most, query)
 	}
 	for _, name := range p.cookies {
 		for v := range route.Cookies(h, name) {
+			if len(list) == most {
+				return list
+			}
 			list = append(list, found{raw: v})
 		}
 	}
@@ -52,7 +64,7 @@ func newHeaderLocation(name, prefix string) headerLocation {
 	return headerLocation{name: name, known: known, prefix: prefix, scheme: known == message.Authorization}
 }
 
-func (l *headerLocation) extract(list []found, h *message.Head) []found {
+func (l *headerLocation) extract(list []found, most int, h *message.Head) []found {
 	if l.known != message.Unknown && !h.Has(l.known) {
 		return list
 	}
@@ -66,7 +78,7 @@ func (l *headerLocation) extract(list []found, h *message.Head) []found {
 			continue
 		}
 		lines++
-		if raw, there := l.token(v); there {
+		if raw, there := l.token(v); there && len(list) < most {
 			list = append(list, found{raw: raw, header: l.name})
 		}
 	}
@@ -137,11 +149,14 @@ func tokenChar(c byte) bool {
 // decoded, as the application reads them: "access%5Ftoken" is access_token. An
 // application that takes ";" for "&" would find a token where others see a part of
 // a value, so that one there counts as malformed.
-func (p *provider) inQuery(list []found, query []byte) []found {
+func (p *places) inQuery(list []found, most int, query []byte) []found {
 	for item := range bytes.SplitSeq(query, []byte("&")) {
+		if len(list) == most {
+			break
+		}
 		name, value, _ := bytes.Cut(item, []byte("="))
 		for _, want := range p.params {
-			if isParam(name, want) {
+			if len(list) < most && isParam(name, want) {
 				list = append(list, found{raw: decoded(value), param: want})
 			}
 		}
@@ -150,7 +165,7 @@ func (p *provider) inQuery(list []found, query []byte) []found {
 			item, rest, more = bytes.Cut(rest, []byte(";"))
 			name, _, _ := bytes.Cut(item, []byte("="))
 			for _, want := range p.params {
-				if isParam(name, want) {
+				if len(list) < most && isParam(name, want) {
 					list = append(list, found{param: want})
 				}
 			}

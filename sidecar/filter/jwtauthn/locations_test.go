@@ -1,10 +1,15 @@
 package jwtauthn
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-jose/go-jose/v4"
+	"google.golang.org/protobuf/proto"
+
+	"sallyport/sidecar/filter/filtertest"
 )
 
 func TestPlacesOfTokens(t *testing.T) {
@@ -77,6 +82,34 @@ func TestPlacesOfTokens(t *testing.T) {
 	}
 }
 
+// TestPlacesAreLookedAtOnceForAllProvidersThatHaveThem: and no more of what is there is kept than is looked at.
+func TestPlacesAreLookedAtOnceForAllProvidersThatHaveThem(t *testing.T) {
+	m := config(t, "", `"rules":[{"match":{"prefix":"/"},"requires":{"allow_missing":{}}}]`)
+	for i := range 20 {
+		p := proto.CloneOf(m.Providers["p"])
+		if i%2 == 1 {
+			p.FromParams = []string{"t"}
+		}
+		m.Providers[fmt.Sprint("p", i)] = p
+	}
+	f, _ := filtertest.Compile(t, Kind, m)
+	for path, want := range map[string]status{
+		"/?" + strings.Repeat("a&;", 20<<10):           ok,
+		"/?" + strings.Repeat("t=1&", 10<<10):          verificationFailed,
+		"/?" + strings.Repeat("a;t=1;", 10<<10):        verificationFailed,
+		"/?" + strings.Repeat("access_token=&", 4<<10): verificationFailed,
+	} {
+		e := &evaluation{}
+		e.begin(filtertest.Head("GET", path), time.Unix(now, 0))
+		if st := f.(*Filter).rules[0].needs.evaluate(e); (st == ok) != (want == ok) {
+			t.Errorf("%.20s…: %s", path, texts[st])
+		}
+		if len(e.looked) > 2 || len(e.found) > 2*(maxTokens+1) {
+			t.Errorf("%.20s…: looked %d times, found %d", path, len(e.looked), len(e.found))
+		}
+	}
+}
+
 // FuzzParam asserts that a name is found however its characters are escaped, and no other is.
 func FuzzParam(f *testing.F) {
 	f.Add("access_token", uint64(0))
@@ -92,8 +125,8 @@ func FuzzParam(f *testing.F) {
 			}
 			b.WriteByte(name[i])
 		}
-		p := provider{params: []string{name}}
-		list := p.inQuery(nil, []byte("a&"+b.String()+"=%41;&"+b.String()+"x=c"))
+		p := places{params: []string{name}}
+		list := p.inQuery(nil, maxTokens, []byte("a&"+b.String()+"=%41;&"+b.String()+"x=c"))
 		if name == "a" || name == "" {
 			return // it is there in another way
 		}

@@ -15,9 +15,7 @@ type provider struct {
 	keys      []key
 	cache     *cache
 
-	headers []headerLocation
-	params  []string
-	cookies []string
+	places *places
 
 	skew          int64 // seconds
 	requireExpiry bool

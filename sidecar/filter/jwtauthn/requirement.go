@@ -43,15 +43,22 @@ type evaluation struct {
 	parsed []parsed
 	cost   cost
 
-	found []found // scratch
-	all   []candidate
+	found  []found  // what stood at the places
+	looked []looked // that were looked at
+	all    []candidate
+}
+
+// looked is a part of what was found.
+type looked struct {
+	at         *places
+	start, end int
 }
 
 // begin makes e ready for a request. What waits belongs to a goroutine by
 // now, so it is not reused.
 func (e *evaluation) begin(h *message.Head, now time.Time) {
 	clear(e.parsed)
-	*e = evaluation{head: h, now: now, accepted: e.accepted[:0], parsed: e.parsed[:0], found: e.found[:0], all: e.all[:0]}
+	*e = evaluation{head: h, now: now, accepted: e.accepted[:0], parsed: e.parsed[:0], found: e.found[:0], looked: e.looked[:0], all: e.all[:0]}
 }
 
 // verdict is whether a token's signature is good for a provider.
@@ -151,21 +158,35 @@ func (r *requirement) any(e *evaluation) status {
 
 // provider demands a token at the provider's places; every one there must be good.
 func (e *evaluation) provider(p *provider, audiences []string) status {
-	e.found = p.extract(e.found[:0], e.head)
-	switch n := len(e.found); {
+	list := e.at(p.places)
+	switch n := len(list); {
 	case n == 0:
 		return missing
 	case n > maxTokens:
 		return verificationFailed
 	}
 	mark := len(e.accepted)
-	for i := range e.found {
-		if st := e.token(p, audiences, e.found[i]); st != ok {
+	for i := range list {
+		if st := e.token(p, audiences, list[i]); st != ok {
 			e.accepted = e.accepted[:mark]
 			return st
 		}
 	}
 	return ok
+}
+
+// at is what stands at the places, which are looked at once a request.
+func (e *evaluation) at(p *places) []found {
+	for i := range e.looked {
+		if l := &e.looked[i]; l.at == p {
+			return e.found[l.start:l.end]
+		}
+	}
+	l := looked{at: p, start: len(e.found)}
+	e.found = p.extract(e.found, e.head)
+	l.end = len(e.found)
+	e.looked = append(e.looked, l)
+	return e.found[l.start:l.end]
 }
 
 // candidate is a token at one of a provider's places.
@@ -218,8 +239,7 @@ func (e *evaluation) candidates(among []*provider) bool {
 	var first [maxTokens]int // of each token
 	tokens := 0
 	for _, p := range among {
-		e.found = p.extract(e.found[:0], e.head)
-		for _, f := range e.found {
+		for _, f := range e.at(p.places) {
 			i := 0
 			for i < tokens && string(e.all[first[i]].raw) != string(f.raw) {
 				i++
