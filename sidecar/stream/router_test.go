@@ -152,15 +152,6 @@ func TestRedirects(t *testing.T) {
 	}
 }
 
-func replacer(t *testing.T, pattern, with string) route.Replacer {
-	t.Helper()
-	x, err := route.NewReplacer(pattern, with)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return x
-}
-
 func TestTheHeadIsRewrittenForTheUpstream(t *testing.T) {
 	for name, c := range map[string]struct {
 		set  func(r *streamtest.Rig)

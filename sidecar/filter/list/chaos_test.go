@@ -43,7 +43,7 @@ func (c *chaos) hold(x stream.Context) stream.Verdict {
 
 // later is work that has ended in a later turn.
 type later struct {
-	post     func(func())
+	post     func(func()) bool
 	canceled bool
 }
 
