@@ -98,7 +98,7 @@ func TestATerminalThatGoesAwayEndsNoService(t *testing.T) {
 	})
 	t.Run("edge and control plane", func(t *testing.T) {
 		c := harness.NewControlPlane(t).Catalog("services: []\n").Run()
-		edge := harness.NewEdge(t).Gateway("public").ControlPlane(c.Addr(), c.Token("--service", "public")).Start()
+		edge := harness.NewEdge(t).Gateway("public").ControlPlane(c.Addr(), c.Token("--gateway", "public")).Start()
 		edge.WaitLog("identity renewed") // before that it may not even have begun
 		hangUp(t, edge.Process)
 		hangUp(t, c.Process)
