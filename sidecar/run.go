@@ -294,22 +294,31 @@ type engine struct {
 	dns      *dns.Server
 }
 
-func (e engine) AddListener(c *listener.Config) error    { return e.apply(c) }
-func (e engine) UpdateListener(c *listener.Config) error { return e.apply(c) }
-
-// apply gives a listener to its server. One that changed its protocol leaves the other.
-func (e engine) apply(c *listener.Config) error {
-	if c.DNS != nil {
-		e.server.Remove(c.Name)
-		return e.dns.Apply(c.DNS)
+// ApplyListeners gives each listener to its server. One that changed its protocol leaves the other.
+func (e engine) ApplyListeners(set []*listener.Config, remove []string) []error {
+	errs := make([]error, len(set))
+	c := listener.Change{Remove: slices.Clone(remove)}
+	var of []int // where in set those of c are
+	for i, l := range set {
+		if l.DNS != nil {
+			c.Remove = append(c.Remove, l.Name)
+			continue
+		}
+		e.dns.Remove(l.Name)
+		c.Set, of = append(c.Set, l), append(of, i)
 	}
-	e.dns.Remove(c.Name)
-	return e.server.Apply(c)
-}
-
-func (e engine) RemoveListener(name string) {
-	e.server.Remove(name)
-	e.dns.Remove(name)
+	for k, err := range e.server.ApplyAll(c) {
+		errs[of[k]] = err
+	}
+	for _, name := range remove {
+		e.dns.Remove(name)
+	}
+	for i, l := range set {
+		if l.DNS != nil {
+			errs[i] = e.dns.Apply(l.DNS)
+		}
+	}
+	return errs
 }
 
 func (e engine) SetCluster(c *upstream.Config) { e.clusters.Set(c) }
@@ -524,17 +533,18 @@ func Validate(o Options, w io.Writer) error {
 // nowhere is the publisher of Validate.
 type nowhere struct{ listeners map[string]*listener.Config }
 
-func (n nowhere) AddListener(c *listener.Config) error {
-	for name, other := range n.listeners {
-		if at, is := listener.Conflict(c, other); is && name != c.Name {
-			return &listener.DuplicateError{Listener: c.Name, Other: name, Address: at}
+func (n nowhere) ApplyListeners(set []*listener.Config, _ []string) []error {
+	errs := make([]error, len(set))
+	for i, c := range set {
+		for name, other := range n.listeners {
+			if at, is := listener.Conflict(c, other); is && name != c.Name {
+				errs[i] = &listener.DuplicateError{Listener: c.Name, Other: name, Address: at}
+			}
 		}
+		n.listeners[c.Name] = c
 	}
-	n.listeners[c.Name] = c
-	return nil
+	return errs
 }
-func (n nowhere) UpdateListener(c *listener.Config) error        { return n.AddListener(c) }
-func (n nowhere) RemoveListener(name string)                     { delete(n.listeners, name) }
 func (nowhere) SetCluster(*upstream.Config)                      {}
 func (nowhere) RemoveCluster(string)                             {}
 func (nowhere) SetEndpoints(string, []upstream.Endpoint, uint32) {}

@@ -16,6 +16,7 @@ import (
 
 	"sallyport/sidecar/ads"
 	"sallyport/sidecar/config"
+	"sallyport/sidecar/listener"
 	"sallyport/sidecar/panics"
 )
 
@@ -134,6 +135,10 @@ func (s *State) apply(r ads.Response, fromServer bool) (refused []ads.Refused) {
 		s.fail(r.Type, in.name, in.version, in.body, err)
 		refused = append(refused, ads.Refused{Name: in.name, Err: err})
 	}
+	if r.Type == ads.ListenerType {
+		s.batch = &batch{remove: map[string]*listener.Config{}}
+		defer func() { s.batch = nil }() // after a panic, too
+	}
 	same := s.bytes(k, r)
 	for i := range r.Resources {
 		in, err := s.guardedRead(k, r.Type, &r.Resources[i], same)
@@ -173,6 +178,15 @@ func (s *State) apply(r ads.Response, fromServer bool) (refused []ads.Refused) {
 				s.drop(k, r.Type, n)
 			}
 		}
+	}
+	if s.batch != nil {
+		s.publishBatch(func(name string, err error) {
+			for i := range list {
+				if list[i].name == name {
+					refuse(&list[i], err)
+				}
+			}
+		})
 	}
 	if r.Full && k.names != nil {
 		// What is no longer sent is no longer refused.

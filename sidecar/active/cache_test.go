@@ -15,7 +15,7 @@ import (
 func withFilter(name, routes, filter string) string {
 	return `
 name: ` + name + `
-address: {socket_address: {address: 127.0.0.1, port_value: 9000}}
+address: {pipe: {path: "/run/` + name + `.sock"}}
 filter_chains:
 - filters:
   - name: http

@@ -18,11 +18,13 @@ type fragile struct {
 	name string
 }
 
-func (f *fragile) AddListener(c *listener.Config) error {
-	if c.Name == f.name {
-		panic("a mistake of ours")
+func (f *fragile) ApplyListeners(set []*listener.Config, remove []string) []error {
+	for _, c := range set {
+		if c.Name == f.name {
+			panic("a mistake of ours")
+		}
 	}
-	return f.engine.AddListener(c)
+	return f.engine.ApplyListeners(set, remove)
 }
 
 func (f *fragile) SetCluster(c *upstream.Config) {
@@ -54,14 +56,14 @@ func TestAResourceThatMakesUsPanicIsRefused(t *testing.T) {
 		if len(refused) != 1 || refused[0].Name != "bad" || f.take() != "add listener good" {
 			t.Errorf("refused %v", refused)
 		}
-		if n := panics.Count() - before; n != 2 {
+		if n := panics.Count() - before; n != 3 { // both together, and then each alone
 			t.Errorf("%d panics were counted", n)
 		}
 		// What waited and is put in force by a timer panics there.
 		s.Apply(response(t, ads.ClusterType, true, `{name: bad, type: EDS, eds_cluster_config: {eds_config: {ads: {}, resource_api_version: V3}}}`))
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if n := panics.Count() - before; n < 3 {
+		if n := panics.Count() - before; n < 4 {
 			t.Errorf("%d panics were counted", n)
 		}
 		// And all goes on.

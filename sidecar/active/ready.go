@@ -9,7 +9,7 @@ import (
 
 	"sallyport/sidecar/ads"
 	"sallyport/sidecar/config"
-	"sallyport/sidecar/panics"
+	"sallyport/sidecar/listener"
 )
 
 // Bounds of the wait before the sockets of a listener are tried again.
@@ -62,10 +62,7 @@ func (s *State) rebind(name string, u *unbound) {
 		return
 	}
 	l := s.listeners[name]
-	if p := panics.Guard(s.log, "opening a listener", func() { u.err = s.publish(l, u.compiled) }); p != nil {
-		u.err = p
-	}
-	if u.err != nil {
+	if u.err = s.putListeners([]*listener.Config{u.compiled.Config}, nil)[0]; u.err != nil {
 		u.wait = min(2*u.wait, lastRebind)
 		u.timer.Reset(u.wait)
 		return

@@ -12,6 +12,7 @@ import (
 
 	"sallyport/sidecar/ads"
 	"sallyport/sidecar/config"
+	"sallyport/sidecar/listener"
 	"sallyport/sidecar/upstream"
 )
 
@@ -167,6 +168,15 @@ func (s *State) addListener(name string, r resource, compiled *config.Listener) 
 	s.release(l.wait)
 	s.abandon(name)
 	before := *l
+	undo := func() { // nothing half-applied: as it was before
+		s.release(l.wait)
+		if fresh || before.active == nil {
+			delete(s.listeners, name)
+		} else {
+			*l = before
+			l.next, l.wait = nil, nil
+		}
+	}
 	s.warn(l.warnings, compiled.Warnings)
 	l.resource, l.warnings = r, compiled.Warnings
 	l.next, l.wait = compiled, nil
@@ -181,59 +191,38 @@ func (s *State) addListener(name string, r resource, compiled *config.Listener) 
 		if !compiled.Needs.Ready() && !late {
 			return false
 		}
-		now = s.listen(l, r, compiled)
+		if s.batch == nil {
+			now = s.listened(l, r, compiled, s.putListeners([]*listener.Config{compiled.Config}, nil)[0])
+		}
 		return true
+	}
+	one := &batched{l: l, r: r, compiled: compiled, undo: undo}
+	if s.batch != nil {
+		s.batch.set = append(s.batch.set, one)
 	}
 	if s.clustersReady() && try(false) {
 		if now == nil {
 			return nil
 		}
-		// Nothing half-applied: as it was before.
-		if fresh || before.active == nil {
-			delete(s.listeners, name)
-		} else {
-			*l = before
-			l.next, l.wait = nil, nil
-		}
+		undo()
 		s.unbound[name].accepted = false
 		return fmt.Errorf("listener %q: %w", name, now)
 	}
+	one.waits = true
 	l.wait = s.hold("listener "+name, compiled.Needs.Fetch, try)
 	return nil
-}
-
-// listen publishes a listener. What cannot be opened later than in its response can no more be refused: it is noted, told,
-// and tried again.
-func (s *State) listen(l *listening, r resource, compiled *config.Listener) error {
-	err := s.publish(l, compiled)
-	l.next, l.wait = nil, nil
-	s.wants = true
-	if err != nil {
-		s.fail(ads.ListenerType, compiled.Config.Name, l.version, l.body, err)
-		s.log.Error("a listener cannot be opened", "listener", compiled.Config.Name, "error", err)
-		// The next response with the same bytes tries again.
-		l.sum, l.body = 0, nil
-		s.postpone(compiled.Config.Name, r, compiled, true, err)
-		return err
-	}
-	l.active = compiled
-	return nil
-}
-
-// publish gives a listener to the engine; l is nil, or has nothing in force, where it is new.
-func (s *State) publish(l *listening, compiled *config.Listener) error {
-	if l == nil || l.active == nil {
-		return s.publisher.AddListener(compiled.Config)
-	}
-	return s.publisher.UpdateListener(compiled.Config)
 }
 
 func (s *State) removeListener(name string) {
 	l := s.listeners[name]
 	s.release(l.wait)
 	delete(s.listeners, name)
-	if l.active != nil {
-		s.publisher.RemoveListener(name)
+	switch {
+	case l.active == nil:
+	case s.batch != nil:
+		s.batch.remove[name] = l.active.Config
+	default:
+		s.putListeners(nil, []string{name})
 	}
 	s.wants = true
 }

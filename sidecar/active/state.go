@@ -33,11 +33,9 @@ import (
 // Publisher puts compiled configuration in force: the engine. It is called
 // with State's lock held and must not call State.
 type Publisher interface {
-	// AddListener opens the sockets of a listener; an error says why it cannot.
-	AddListener(*listener.Config) error
-	// UpdateListener puts a new version of a listener in force; on error the old one serves on.
-	UpdateListener(*listener.Config) error
-	RemoveListener(name string)
+	// ApplyListeners puts a change of the listeners in force as a whole: see listener.Server.ApplyAll. It returns an error
+	// for each of set that cannot be, whose version before serves on, nil for the others.
+	ApplyListeners(set []*listener.Config, remove []string) []error
 	SetCluster(*upstream.Config)
 	RemoveCluster(name string)
 	SetEndpoints(cluster string, endpoints []upstream.Endpoint, drop uint32)
@@ -85,9 +83,11 @@ type State struct {
 	warming   map[*warm]func() bool      // what waits; the function publishes it if it can
 	versions  map[string]string          // last accepted, by type
 	failures  map[string]map[string]*failure
-	unbound   map[string]*unbound // listeners whose last version has no sockets
-	accepted  map[string]bool     // types of which a response was accepted, or read from disk
-	withheld  map[string][]string // by type, what was not kept on disk, of a process that began from there; none once the control plane has answered
+	batch     *batch                      // of the response that is being applied, if it is of listeners
+	leaving   map[string]*listener.Config // listeners that are removed, and serve until the one comes that has their address
+	unbound   map[string]*unbound         // listeners whose last version has no sockets
+	accepted  map[string]bool             // types of which a response was accepted, or read from disk
+	withheld  map[string][]string         // by type, what was not kept on disk, of a process that began from there; none once the control plane has answered
 
 	// The first listeners wait until the clusters that they send to are there.
 	awaitCDS, awaitLDS bool
@@ -157,7 +157,7 @@ func New(o Options) *State {
 	s := &State{publisher: o.Publisher, routesChanged: o.RoutesChanged, env: o.Env, secrets: o.Secrets, log: o.Log, timeout: o.FetchTimeout, subscribe: o.Subscribe, cache: o.Cache,
 		clusters: map[string]*cluster{}, listeners: map[string]*listening{}, endpoints: map[string]*endpoints{}, routes: map[string]*routes{},
 		secret: map[string]*resource{}, users: map[string]map[string]bool{}, warming: map[*warm]func() bool{}, versions: map[string]string{},
-		failures: map[string]map[string]*failure{}, unbound: map[string]*unbound{}, accepted: map[string]bool{}, withheld: map[string][]string{}, asked: map[string][]string{}, ready: make(chan struct{}), started: time.Now()}
+		failures: map[string]map[string]*failure{}, unbound: map[string]*unbound{}, leaving: map[string]*listener.Config{}, accepted: map[string]bool{}, withheld: map[string][]string{}, asked: map[string][]string{}, ready: make(chan struct{}), started: time.Now()}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -290,6 +290,7 @@ func (s *State) settle() {
 			}
 		}
 	}
+	s.leave()
 	if s.wants {
 		s.wants = false
 		s.ask()

@@ -34,6 +34,8 @@ type engine struct {
 	events []string
 	bind   error
 	tables []*listener.Config
+
+	listeners []string // that are there
 }
 
 func (e *engine) note(format string, a ...any) {
@@ -42,18 +44,26 @@ func (e *engine) note(format string, a ...any) {
 	e.events = append(e.events, fmt.Sprintf(format, a...))
 }
 
-func (e *engine) AddListener(c *listener.Config) error {
-	e.note("add listener %s", c.Name)
-	if e.bind == nil {
-		e.tables = append(e.tables, c)
+func (e *engine) ApplyListeners(set []*listener.Config, remove []string) []error {
+	errs := make([]error, len(set))
+	for i, c := range set {
+		if slices.Contains(e.listeners, c.Name) {
+			e.note("update listener %s", c.Name)
+			errs[i] = e.bind
+			continue
+		}
+		e.note("add listener %s", c.Name)
+		if errs[i] = e.bind; e.bind == nil {
+			e.tables = append(e.tables, c)
+			e.listeners = append(e.listeners, c.Name)
+		}
 	}
-	return e.bind
+	for _, name := range remove {
+		e.note("remove listener %s", name)
+		e.listeners = slices.DeleteFunc(e.listeners, func(n string) bool { return n == name })
+	}
+	return errs
 }
-func (e *engine) UpdateListener(c *listener.Config) error {
-	e.note("update listener %s", c.Name)
-	return e.bind
-}
-func (e *engine) RemoveListener(name string)    { e.note("remove listener %s", name) }
 func (e *engine) SetCluster(c *upstream.Config) { e.note("set cluster %s", c.Name) }
 func (e *engine) RemoveCluster(name string)     { e.note("remove cluster %s", name) }
 func (e *engine) SetEndpoints(c string, l []upstream.Endpoint, _ uint32) {

@@ -120,15 +120,17 @@ func (e *engine) note(format string, a ...any) {
 	}
 }
 
-func (e *engine) AddListener(c *listener.Config) error {
-	e.note("add listener %s", c.Name)
-	return e.bind
+func (e *engine) ApplyListeners(set []*listener.Config, remove []string) []error {
+	errs := make([]error, len(set))
+	for i, c := range set {
+		e.note("add listener %s", c.Name)
+		errs[i] = e.bind
+	}
+	for _, name := range remove {
+		e.note("remove listener %s", name)
+	}
+	return errs
 }
-func (e *engine) UpdateListener(c *listener.Config) error {
-	e.note("update listener %s", c.Name)
-	return nil
-}
-func (e *engine) RemoveListener(name string)    { e.note("remove listener %s", name) }
 func (e *engine) SetCluster(c *upstream.Config) { e.note("set cluster %s", c.Name) }
 func (e *engine) RemoveCluster(name string)     { e.note("remove cluster %s", name) }
 func (e *engine) SetEndpoints(c string, l []upstream.Endpoint, _ uint32) {
