@@ -89,6 +89,9 @@ func (b *Buffer) Pool() *Pool { return b.pool }
 // Len is the number of bytes waiting.
 func (b *Buffer) Len() int { return len(b.b) - b.off }
 
+// Cap is the memory that the Buffer holds: what waits, and room for more.
+func (b *Buffer) Cap() int { return cap(b.b) }
+
 // Bytes is what waits, valid until the next change.
 func (b *Buffer) Bytes() []byte { return b.b[b.off:] }
 

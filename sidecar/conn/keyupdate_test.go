@@ -119,14 +119,17 @@ func (w *recordWriter) appendKeyUpdate(t testing.TB, b []byte) []byte {
 	return b
 }
 
+// smallReceiveBuffer is the Control of a dialer whose kernel is not to hold much.
+func smallReceiveBuffer(_, _ string, c syscall.RawConn) error {
+	return c.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4096) })
+}
+
 // tlsByHand shakes hands and returns the connection with what writes on it from then on.
 func tlsByHand(t *testing.T, a Address, cfg *tls.Config) (net.Conn, *recordWriter) {
 	t.Helper()
 	var log strings.Builder
 	cfg.KeyLogWriter = &log
-	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
-		return c.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4096) })
-	}}
+	d := net.Dialer{Control: smallReceiveBuffer}
 	raw, err := d.Dial("tcp", a.IP.String())
 	if err != nil {
 		t.Fatal(err)
