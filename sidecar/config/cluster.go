@@ -109,6 +109,7 @@ func (c *compiler) cluster(m *clusterv3.Cluster) *upstream.Config {
 	}
 	c.bind(m, o)
 	tls := c.clusterHTTP(m, o)
+	o.AutoSNI = tls.AutoSNI
 	o.HTTP2.MaxHeaderBytes, o.HTTP2.MaxHeaderCount = o.HTTP1.MaxHeaderBytes, o.HTTP1.MaxHeaderCount
 	o.TLS = c.clientTLS("transport_socket", m.GetTransportSocket(), tls)
 	c.balancing(m, o)

@@ -101,3 +101,20 @@ func TestAGoodCheckEndsAnEjectionUnlessItIsTurnedOff(t *testing.T) {
 		}
 	}
 }
+
+func TestAutoSNIIsTheRequests(t *testing.T) {
+	for fields, want := range map[string]bool{
+		"": false,
+		"upstream_http_protocol_options: {auto_sni: true}": true,
+		`typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {"@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions,
+			upstream_http_protocol_options: {auto_sni: true}, explicit_http_config: {http_protocol_options: {}}}}`: true,
+	} {
+		o, err := cluster(t, fields)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o.AutoSNI != want {
+			t.Errorf("{%s}: %v, want %v", fields, o.AutoSNI, want)
+		}
+	}
+}

@@ -68,7 +68,7 @@ func (c *Client) Connected() {
 	p := c.pool
 	if t := p.cluster.Config.TLS; t != nil && !c.secured {
 		c.secured = true
-		cfg, err := t.ClientConfig(p.host.hostname)
+		cfg, err := t.ClientConfig(p.serverName())
 		if err != nil {
 			c.failure = errors.Join(errNoSecret, err)
 			c.conn.Close()

@@ -85,6 +85,8 @@ type Config struct {
 
 	// TLS is nil for plaintext.
 	TLS ClientTLS
+	// AutoSNI is auto_sni: the server's name is that of the request, not of the endpoint.
+	AutoSNI bool
 
 	Policy           Policy
 	Choices          uint32 // least request: how many hosts are compared, default 2
@@ -111,8 +113,9 @@ func (c *Config) byName() bool { return c.Discovery == StrictDNS || c.Discovery 
 // then no connection is made: there is no way to plaintext.
 type ClientTLS interface {
 	// ClientConfig is called for each new connection, on a worker, and
-	// must not block. sni is the request's authority for auto_sni, or "".
-	ClientConfig(sni string) (*tls.Config, error)
+	// must not block. name is the server's, of the request (auto_sni) or of the
+	// endpoint, or "": it counts where the configuration has none of its own.
+	ClientConfig(name string) (*tls.Config, error)
 }
 
 // Health of an endpoint, as the control plane says it

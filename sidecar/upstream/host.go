@@ -35,8 +35,8 @@ type Host struct {
 	// proxy by worker; each belongs to its worker.
 	pools []*Pool
 	raw   []map[*RawClient]struct{}
-	// sourced are the pools of connections from clients' own addresses, by worker.
-	sourced []map[sourceKey]*Pool
+	// sourced are the pools of connections from clients' own addresses, or to a server of a name, by worker.
+	sourced []map[poolKey]*Pool
 
 	outlier          outlierState
 	requests, errors atomic.Uint64

@@ -81,6 +81,8 @@ type Pool struct {
 	waiting queue // who waits for a stream
 
 	source *Source // where its connections come from; nil: this host
+	sni    string  // the server's name that was asked for, "" where that does not matter
+	narrow bool    // one of many of its host: see poolKey
 }
 
 // Pool returns the worker's pool for the host, for the protocol where the
@@ -96,7 +98,7 @@ func (h *Host) Pool(w *loop.Worker, downstream Protocol, from *Source) *Pool {
 		}
 	}
 	if from.fits(h) {
-		return h.poolFrom(w, proto, from)
+		return h.poolFrom(w, proto, from, nil)
 	}
 	p := h.pools[at]
 	if p == nil {
@@ -151,7 +153,7 @@ func (p *Pool) Acquire(w *Waiter) message.Reason {
 		c.attach(w)
 		return 0
 	}
-	if b.pending.Load() >= int64(limits.Pending) {
+	if b.pending.Load() >= int64(limits.Pending) || p.full(w.Priority) {
 		p.stats.Inc(StatRqPendingOverflow)
 		return message.Overflow
 	}

@@ -125,7 +125,7 @@ func (x *Exchange) acquire() {
 	x.paused = false
 	x.waiter.Fresh, x.waiter.Priority = x.fresh, x.o.Priority
 	x.body.attach(x)
-	if r := x.host.Pool(x.worker, x.o.Downstream, x.o.Source).Acquire(&x.waiter); r != 0 {
+	if r := x.host.PoolFor(x.worker, x.o.Downstream, x.o.Source, x.head.Get(message.Authority)).Acquire(&x.waiter); r != 0 {
 		x.fail(r, "")
 	}
 }
