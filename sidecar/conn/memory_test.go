@@ -26,9 +26,9 @@ func held(c *Conn) int {
 // mostHeld is the bound of held: what a connection with that limit may hold, whatever its peer does, under a handler
 // that takes nothing, or one that writes as much as it was given and pauses when the output is full.
 func mostHeld(limit int, secure bool) int {
-	read := ReadSize
+	read := min(ReadSize, max(2*limit, minRead))
 	if secure {
-		read = secureSize
+		read = min(secureSize, max(2*limit, minRead))
 	}
 	// Input that the handler does not take is the limit and one read; so is output that the peer does not take.
 	in, out := limit+read, limit+read
