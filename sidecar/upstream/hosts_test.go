@@ -391,7 +391,7 @@ func TestALookUpNeitherWaitsNorAllocates(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
-	if r.Ref("c").Cluster() == nil || r.Ref("new") != r.Ref("new") || len(r.Clusters()) != 1 {
+	if first := r.Ref("new"); r.Ref("c").Cluster() == nil || first != r.Ref("new") || len(r.Clusters()) != 1 {
 		t.Error("references are not the same each time")
 	}
 }
