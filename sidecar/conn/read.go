@@ -309,7 +309,7 @@ func (c *Conn) probe() {
 		}
 		return
 	}
-	if c.paused == 0 || c.pumping || c.kept.Len() > 0 || c.sec != nil && c.sec.rest.Len() > 0 {
+	if c.paused == 0 || c.pumping || c.kept.Len() > 0 || c.sec != nil && c.sec.waits() {
 		return
 	}
 	// Not FIONREAD, which knows only what TCP delivered (see Accelerator).

@@ -166,6 +166,9 @@ func (s *secure) hasRecord() bool {
 	return wholeRecord(s.rest.Bytes())
 }
 
+// waits says that there is ciphertext still, here or in crypto/tls.
+func (s *secure) waits() bool { return s.rest.Len() > 0 || s.raw == nil && s.more }
+
 // truncated says, at the end of the input, that part of a record is there. An
 // end between records is taken for a good one, though without close_notify it
 // may be an attacker's (RFC 8446 §6.1): many peers leave it out, and the

@@ -343,3 +343,65 @@ func TestWritingAfterTheEndIsDropped(t *testing.T) {
 		})
 	}
 }
+
+// TestTheEndDoesNotOvertakeWhatTLSHolds: during a pause, records wait in crypto/tls where it reads by itself.
+func TestTheEndDoesNotOvertakeWhatTLSHolds(t *testing.T) {
+	ca := newAuthority(t)
+	const records, size = 10, 100
+	bothInputs(t, func(t *testing.T) {
+		w := worker(t)
+		on(w, func() { engineOf(w).plain = make([]byte, maxPlain+size) }) // two records are decrypted at once
+		got, ended := 0, false
+		s := newScript()
+		s.data = func(p []byte) int {
+			if got += len(p); ended {
+				t.Error("Data after EOF")
+			}
+			s.c.PauseRead()
+			return len(p)
+		}
+		s.eof = func() { ended = true; s.c.Close() }
+		addr := listen(t, w, func(c *Conn) { s.c = c; c.StartTLSServer(ca.server(t)); c.Start(s) })
+		raw := dialNet(t, addr).(*net.TCPConn)
+		c := tls.Client(raw, ca.client())
+		if err := c.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		// All of it is there when the worker reads.
+		on(w, func() {
+			for range records {
+				if _, err := c.Write(make([]byte, size)); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+		step := func(done func() bool) {
+			t.Helper()
+			deadline := time.Now().Add(20 * time.Second)
+			for is := false; !is; {
+				if on(w, func() { is = done() }); time.Now().After(deadline) {
+					t.Fatalf("not in time: %d bytes arrived", got)
+				}
+			}
+		}
+		// The last records wait, in crypto/tls alone where it reads by itself.
+		step(func() bool {
+			if s.c.paused > 0 && got < (records-2)*size {
+				s.c.ResumeRead()
+			}
+			return s.c.paused > 0 && got >= (records-2)*size
+		})
+		if err := raw.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		step(func() bool { return s.c.hup })
+		step(func() bool {
+			s.c.ResumeRead()
+			return ended || s.c.closed
+		})
+		if err := s.wait(t); err != nil || got != records*size {
+			t.Errorf("closed with %v after %d of %d bytes", err, got, records*size)
+		}
+	})
+}
