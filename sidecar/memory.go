@@ -28,7 +28,7 @@ const (
 type memory struct {
 	samples []metrics.Sample
 	allocs  uint64 // at the last look
-	trimmed uint64 // allocs at the last collection
+	left    uint64 // what the last trim could not return
 }
 
 // The indexes of memory.samples.
@@ -69,20 +69,19 @@ func (m *memory) run(ctx context.Context) {
 	}
 }
 
-// due says that the process has become quiet and holds memory that nobody uses.
-// A trim is not repeated until something was allocated: what it could not return
-// (half-empty spans) it cannot return the next time either.
+// due says that the process has become quiet and holds memory that nobody uses,
+// more than the last trim could not return (half-empty spans): that, it cannot
+// return the next time either. What became free later counts though nothing was
+// allocated since: requests that were under way at the last trim have ended, and
+// the runtime's own collection, every two minutes, has found it.
 func (m *memory) due() bool {
 	metrics.Read(m.samples)
 	v := func(i int) uint64 { return m.samples[i].Value.Uint64() }
 	allocs := v(sampleAllocs)
 	quiet := allocs-m.allocs < quietBytes
 	m.allocs = allocs
-	if !quiet || allocs-m.trimmed < returnBytes {
-		return false
-	}
 	garbage := v(sampleObjects) - min(v(sampleLive), v(sampleObjects))
-	return garbage+v(sampleFree)+v(sampleUnused) >= returnBytes
+	return quiet && garbage+v(sampleFree)+v(sampleUnused) >= m.left+returnBytes
 }
 
 // trim collects and returns: some milliseconds of background work for each ten MiB that live.
@@ -91,5 +90,5 @@ func (m *memory) trim() {
 	releaseFilePages()
 	metrics.Read(m.samples)
 	m.allocs = m.samples[sampleAllocs].Value.Uint64()
-	m.trimmed = m.allocs
+	m.left = m.samples[sampleFree].Value.Uint64() + m.samples[sampleUnused].Value.Uint64()
 }
