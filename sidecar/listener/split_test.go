@@ -3,6 +3,7 @@ package listener
 import (
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"strings"
 	"testing"
@@ -15,7 +16,12 @@ import (
 // inPieces sends p a piece at a time, each read by the proxy before the next comes.
 func (s *stepped) inPieces(c *socket, p string, piece int) {
 	s.t.Helper()
-	k := s.only()
+	open := s.open()
+	if len(open) == 0 {
+		c.gone = true // the proxy ended the connection before
+		return
+	}
+	k := open[0]
 	from := k.conn.BytesRead()
 	for sent := 0; sent < len(p) && !c.gone; {
 		n := c.write(p[sent:min(sent+piece, len(p))])
@@ -152,4 +158,85 @@ func TestAResponseHeadIsTakenHoweverItsBytesAreSplit(t *testing.T) {
 			})
 		}
 	}
+}
+
+// perStream is what was answered, where that is HTTP/2 apart for each stream: in which order streams
+// send, and in how many frames, depends on when the output is full.
+func perStream(p []byte) string {
+	if len(p) < 9 || string(p[3:9]) != "\x04\x00\x00\x00\x00\x00" {
+		return fmt.Sprintf("%q", p)
+	}
+	streams := map[uint32]string{}
+	for len(p) >= 9 {
+		n := int(p[0])<<16 | int(p[1])<<8 | int(p[2])
+		if len(p) < 9+n {
+			break
+		}
+		id := binary.BigEndian.Uint32(p[5:])
+		switch payload := p[9 : 9+n]; {
+		case p[3] == 0:
+			streams[id] += string(payload) // content, and its end below
+		case p[3] == 1: // compressed with what came before on other streams
+			streams[id] += "head"
+		default:
+			streams[id] += fmt.Sprintf(" type %d %x", p[3], payload)
+		}
+		if p[3] <= 1 && p[4]&1 != 0 {
+			streams[id] += "."
+		}
+		p = p[9+n:]
+	}
+	return fmt.Sprint(streams)
+}
+
+// FuzzConnectionSplits sends the same bytes at once and in pieces to a listener, where inspection, the choice of the codec,
+// the limits of the connection and the turns of the loop come in: what is answered and logged must be the same.
+func FuzzConnectionSplits(f *testing.F) {
+	f.Add([]byte(getRequest+"POST /a?b HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"), uint64(1))
+	f.Add([]byte(strings.Repeat(getRequest, 100)), uint64(2))
+	f.Add([]byte("GET / HTTP/1.1\r\nHost: a\r\nCookie: "+strings.Repeat("x", 3000)+"\r\n\r\n"), uint64(3))
+	f.Add([]byte("GET / HTTP/1.1\r\nHost: a\r\nCookie: "+strings.Repeat("x", 70000)+"\r\n\r\n"), uint64(4))
+	f.Add([]byte("PROPFIND http://a/ HTTP/1.0\r\n\r\n"), uint64(5))
+	f.Add([]byte(head2(10)), uint64(6))
+	f.Add([]byte(head2(5000)), uint64(7))
+	f.Add([]byte(getRequests2(50)), uint64(8))
+	f.Add([]byte(preface[:20]+"x"), uint64(9))
+	f.Add([]byte("\r\n"+getRequest), uint64(10))
+	f.Fuzz(func(t *testing.T, raw []byte, seed uint64) {
+		if len(raw) > 100<<10 {
+			return // more than a window of HTTP/2: when credit is given depends on when it was used
+		}
+		raw = append(raw, '\n') // ends the last line: a partial one is not judged yet
+		r := rand.New(rand.NewPCG(seed, 0))
+		come := func(piece func(left int) int) string {
+			s := newStepped(t)
+			s.bufferLimit, s.inspect = int(1024<<(seed%8)), seed&8 != 0
+			var log lines
+			s.manager.AccessLogs = []stream.AccessLog{&log}
+			s.manager.HTTP1.AllowHTTP10, s.manager.HTTP1.DefaultHost = true, "d"
+			s.direct(200, []byte("hello"))
+			s.serve()
+			c := s.dial(0)
+			for left := string(raw); left != "" && !c.gone; {
+				n := min(len(left), piece(len(left)))
+				s.inPieces(c, left[:n], n)
+				left = left[n:]
+			}
+			for range 100 {
+				c.read()
+				s.worker.Step(0)
+			}
+			return fmt.Sprintf("%s, ended %v, logged %q", perStream(c.got), c.gone, log)
+		}
+		whole := come(func(left int) int { return left })
+		// At most some hundred pieces: each is a round through the kernel.
+		most := 2 + 2*len(raw)/100
+		split := come(func(int) int { return 1 + r.IntN(most) })
+		if goAway := " type 7 "; strings.Contains(whole, goAway) && strings.Contains(split, goAway) {
+			return // an error of HTTP/2's connection ends what is under way, however far it came
+		}
+		if split != whole {
+			t.Fatalf("at once:\n%s\nin pieces:\n%s", whole, split)
+		}
+	})
 }

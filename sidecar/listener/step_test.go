@@ -20,7 +20,7 @@ type stepped struct {
 
 func newStepped(t testing.TB) *stepped {
 	t.Helper()
-	s := &stepped{now: time.Now()}
+	s := &stepped{now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
 	w, err := loop.NewWithClock(0, func() time.Time { return s.now })
 	if err != nil {
 		t.Fatal(err)
@@ -100,7 +100,8 @@ func (s *stepped) dial(receive int) *socket {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if receive > 0 {
+	err = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	if receive > 0 && err == nil {
 		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receive)
 	}
 	if err == nil {
