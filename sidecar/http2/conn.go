@@ -247,18 +247,6 @@ func (c *Conn) feed(p []byte) (int, *ConnError) {
 	return len(p), nil
 }
 
-// InHead says that a head has begun and is not complete: a header block is open,
-// the preface is there in part, or rest, what the last Feed left, begins a frame of a head.
-func (c *Conn) InHead(rest []byte) bool {
-	switch {
-	case c.closed:
-		return false
-	case c.block.stream != 0, c.prefaceLeft > 0 && c.prefaceLeft < len(preface):
-		return true
-	}
-	return len(rest) > 3 && (frameType(rest[3]) == frameHeaders || frameType(rest[3]) == frameContinuation)
-}
-
 // check is what holds for a frame by itself, and by those before it.
 func (c *Conn) check(h *header) *ConnError {
 	if err := h.check(c.o.MaxFrameSize); err != nil {

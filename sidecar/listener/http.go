@@ -34,6 +34,8 @@ type httpServer struct {
 	// What the output was when the stall timer was started.
 	written uint64
 	unsent  int
+	// headSince tells heads over HTTP/2 apart, for their timer.
+	headSince int64
 
 	// Those below are made when they are first scheduled, which on most connections is never.
 	head  *loop.Timer // request_headers_timeout, stream_idle_timeout: runs from the first byte of a head to its last
@@ -178,7 +180,11 @@ func (h *httpServer) Data(p []byte) int {
 		if n < len(p) && h.h2.Turn.Over() {
 			h.k.conn.Yield()
 		} else {
-			h.watchHead(h.h2.InHead(p[n:]))
+			if since := h.h2.HeadSince(); since != h.headSince {
+				stop(h.head) // another head: one that ended may have had the timer
+				h.headSince = since
+			}
+			h.watchHead(h.h2.HeadOpen())
 		}
 		return n
 	}
