@@ -132,17 +132,6 @@ func (b *Buffer) SetTail(tail []byte) {
 	}
 }
 
-// Free returns room for at least n bytes behind what waits; Extend makes
-// written bytes part of the buffer. For content of a known length; what is
-// built piece by piece needs no bound with Tail.
-func (b *Buffer) Free(n int) []byte {
-	b.grow(n)
-	return b.b[len(b.b):cap(b.b)]
-}
-
-// Extend takes n bytes written into Free's slice.
-func (b *Buffer) Extend(n int) { b.b = b.b[:len(b.b)+n] }
-
 // Consume drops n bytes from the front.
 func (b *Buffer) Consume(n int) {
 	b.off += n

@@ -186,10 +186,9 @@ func (s *Stream) writeData(p []byte, end bool) {
 		flags = flagEndStream
 	}
 	b := c.out.Buffer()
-	to := b.Free(frameHeaderLen + len(p))
-	putHeader(to, len(p), frameData, flags, s.id)
-	copy(to[frameHeaderLen:], p)
-	b.Extend(frameHeaderLen + len(p))
+	var hdr [frameHeaderLen]byte
+	putHeader(hdr[:], len(p), frameData, flags, s.id)
+	b.SetTail(append(append(b.Tail(frameHeaderLen+len(p)), hdr[:]...), p...))
 	c.out.Flush()
 	s.sendWindow -= int64(len(p))
 	c.sendWindow -= int64(len(p))
