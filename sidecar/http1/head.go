@@ -322,7 +322,8 @@ func (d *reader) add(n message.Name, name, value []byte) *Error {
 		for rest := value; len(rest) > 0; {
 			var e []byte
 			e, rest = message.CutElement(rest)
-			if message.EqualFold(e, "content-length") || message.EqualFold(e, "transfer-encoding") || message.EqualFold(e, "trailer") || message.EqualFold(e, "host") {
+			if message.EqualFold(e, "content-length") || message.EqualFold(e, "transfer-encoding") ||
+				message.EqualFold(e, "trailer") || message.EqualFold(e, "host") {
 				return errTrailer
 			}
 		}

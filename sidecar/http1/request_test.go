@@ -188,6 +188,7 @@ var requestCases = []requestCase{
 	{name: "too many options in all Connections are refused", raw: "GET / HTTP/1.1\nHost: h\nConnection: " + strings.Repeat("close,", 9) + "\nConnection: " + strings.Repeat("a,", 9) + "\n\n", err: errConnOptions},
 	{name: "too many Connections with options are refused", raw: "GET / HTTP/1.1\nHost: h\n" + strings.Repeat("Connection: a\n", 17) + "\n", err: errConnOptions},
 	{name: "TE keeps trailers alone", raw: "GET / HTTP/1.1\nHost: h\nConnection: TE\nTE: gzip;q=0.5, Trailers\n\n", want: "GET h /{te: trailers}."},
+	{name: "TE in two lines keeps trailers once", raw: "GET / HTTP/1.1\nHost: h\nTE: gzip, trailers\nConnection: TE\nTE: trailers\n\n", want: "GET h /{te: trailers}."},
 	{name: "TE without trailers ends here", raw: "GET / HTTP/1.1\nHost: h\nTE: gzip\n\n", want: "GET h /{}."},
 	{name: "Expect passes through", raw: "POST / HTTP/1.1\nHost: h\nExpect: 100-continue\nContent-Length: 1\n\na", want: `POST h /{expect: 100-continue|content-length: 1}"a".`},
 	{name: "an upgrade waits for its answer", raw: "GET / HTTP/1.1\nHost: h\nConnection: keep-alive, Upgrade\nUpgrade: websocket\n\n", want: "GET h /{upgrade: websocket}"},

@@ -1,0 +1,135 @@
+package listener
+
+import (
+	"time"
+
+	"sallyport/sidecar/failure"
+	"sallyport/sidecar/loop"
+	"sallyport/sidecar/stream"
+)
+
+// The timers of a connection that carries HTTP; those of requests are the stream's.
+
+// watchHead bounds the time that a head takes, from its first byte to its last:
+// by request_headers_timeout, and by stream_idle_timeout as Envoy, whose stream
+// begins with the first byte. A connection on which nothing was sent is idle.
+func (h *httpServer) watchHead(open bool) {
+	switch {
+	case !open:
+		stop(h.head)
+	case !scheduled(h.head) && !h.late:
+		if d, _ := h.headTime(); d > 0 {
+			h.schedule(&h.head, h.headTimeout, d)
+		}
+	}
+}
+
+// headTime is how long a head may take, and whether that is stream_idle_timeout; 0 is for ever.
+func (h *httpServer) headTime() (d time.Duration, idle bool) {
+	m := h.k.chain.HTTP
+	if d = m.RequestHeaders; d <= 0 || m.StreamIdle > 0 && m.StreamIdle < d {
+		return m.StreamIdle, true
+	}
+	return d, false
+}
+
+// schedule makes the timer where it is not there yet.
+func (h *httpServer) schedule(t **loop.Timer, f func(), d time.Duration) {
+	if *t == nil {
+		*t = new(loop.Timer)
+		(*t).Init(f)
+	}
+	h.k.Worker.Schedule(*t, d)
+}
+
+func (h *httpServer) idleTimeout() {
+	defer h.k.Worker.Guard(h.k.conn)
+	m := h.k.chain.HTTP
+	if h.closing || m.ConnectionIdle <= 0 {
+		return
+	}
+	left := m.ConnectionIdle
+	if h.active == 0 && !scheduled(h.head) {
+		left -= h.k.Worker.Now().Sub(h.since)
+	}
+	if left > 0 {
+		h.k.Worker.Schedule(&h.idle, left)
+		return
+	}
+	h.stats.Inc(stream.StatCxIdleTimeout)
+	if h.h2 != nil {
+		h.h2.GoAway(false)
+	}
+	h.end()
+}
+
+// headTimeout ends a connection whose request head takes too long (slowloris). Over
+// HTTP/2 nothing else can come while a head is open (RFC 9113 §6.10), so no request
+// is lost that is not complete; those that are get their responses.
+func (h *httpServer) headTimeout() {
+	defer h.k.Worker.Guard(h.k.conn)
+	if h.closing {
+		return
+	}
+	_, idle := h.headTime()
+	flags, detail := failure.Flags(0), "request_header_timeout"
+	if idle {
+		flags, detail = failure.SI, "stream_idle_timeout"
+		h.stats.Inc(stream.StatRqIdleTimeout)
+	} else {
+		h.stats.Inc(stream.StatRqTimeout)
+	}
+	if h.h2 != nil {
+		h.logRefused(stream.ProtocolHTTP2, 0, 0, flags, detail)
+		h.draining, h.late = true, true
+		h.h2.GoAway(false)
+		if h.active == 0 {
+			h.end()
+		}
+		return
+	}
+	if h.h1 == nil {
+		h.start1() // part of a preface: a client may see what the matter is all the same
+	}
+	h.refuse(408, flags, detail)
+	h.end()
+}
+
+// waiting starts the timer for output that the client does not take. A stream that
+// is open has a timer of its own; one whose response is complete has none, and its
+// bytes would stay until the connection's idle timeout.
+func (h *httpServer) waiting() {
+	if d := h.k.chain.HTTP.StreamIdle; d > 0 && !h.closing && !scheduled(h.stall) {
+		h.written, h.unsent = h.k.conn.BytesWritten(), h.k.conn.Unsent()
+		h.schedule(&h.stall, h.stallTimeout, d)
+	}
+}
+
+func (h *httpServer) stallTimeout() {
+	unsent := h.k.conn.Unsent()
+	if h.closing || unsent == 0 {
+		return
+	}
+	// Under TLS bytes count as written before they are sent.
+	if h.active > 0 || h.k.conn.BytesWritten() != h.written || unsent < h.unsent {
+		h.waiting()
+		return
+	}
+	h.stats.Inc(stream.StatRqIdleTimeout)
+	h.closing = true
+	h.k.conn.Reset()
+}
+
+func (h *httpServer) lifeTimeout() {
+	defer h.k.Worker.Guard(h.k.conn)
+	h.stats.Inc(stream.StatCxMaxDuration)
+	h.drain()
+}
+
+func scheduled(t *loop.Timer) bool { return t != nil && t.Scheduled() }
+
+func stop(t *loop.Timer) {
+	if t != nil {
+		t.Stop()
+	}
+}
