@@ -18,5 +18,6 @@ func (c *Conn) Panicked(v any) {
 
 func (s *source) Panicked(v any)   { (*Conn)(s).Panicked(v) }
 func (t *turner) Panicked(v any)   { (*Conn)(t).Panicked(v) }
+func (y *yielder) Panicked(v any)  { (*Conn)(y).Panicked(v) }
 func (f *flusher) Panicked(v any)  { (*Conn)(f).Panicked(v) }
 func (f *finisher) Panicked(v any) { (*Conn)(f).Panicked(v) }

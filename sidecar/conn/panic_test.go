@@ -63,6 +63,13 @@ func TestAPanicCostsItsConnection(t *testing.T) {
 				return 0
 			}
 		},
+		"in the turn after it yielded": func(_ *loop.Worker, s *script) {
+			s.data = func([]byte) int {
+				s.data = func([]byte) int { panic("bad handler") }
+				s.c.Yield()
+				return 0
+			}
+		},
 		"in a timer that is guarded": func(w *loop.Worker, s *script) {
 			var timer loop.Timer
 			timer.Init(func() { defer w.Guard(s.c); bad() })

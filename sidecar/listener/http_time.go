@@ -106,6 +106,7 @@ func (h *httpServer) waiting() {
 }
 
 func (h *httpServer) stallTimeout() {
+	defer h.k.Worker.Guard(h.k.conn)
 	unsent := h.k.conn.Unsent()
 	if h.closing || unsent == 0 {
 		return
