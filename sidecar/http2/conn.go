@@ -1,6 +1,8 @@
 package http2
 
 import (
+	"time"
+
 	"sallyport/sidecar/hpack"
 	"sallyport/sidecar/message"
 )
@@ -26,6 +28,9 @@ type Conn struct {
 	OnGoAway func()
 	// OnPingAck is called with the data of an answered Ping.
 	OnPingAck func(data uint64)
+	// OnSweep is called when Sweep is to be called in that time, or earlier than it was asked for before. Without it
+	// nothing ends by time.
+	OnSweep func(in time.Duration)
 	// OnRefused is called on a server for a request that came to no Acceptor, with the
 	// status that says why: 400 malformed, 431 head too large, 503 too many streams.
 	OnRefused func(status int)
@@ -87,12 +92,16 @@ type Conn struct {
 	reset, ended memory
 	spare        spareHeads
 
-	limits   limits
-	written  uint64 // bytes that went into the Output
-	goneAway bool   // GOAWAY with our final word was sent
-	graceful bool   // GOAWAY with the highest identifier was sent
-	peerGone bool   // GOAWAY was received
-	closed   bool   // nothing is read or written any more
+	limits     limits
+	unanswered int    // client: streams that ended early without a response
+	sweepAt    int64  // when Sweep is to be called, 0: not asked for
+	trimAt     int64  // when memory of a burst is given back, 0: there is none
+	unused     int    // streams of free that were not used since that was set
+	written    uint64 // bytes that went into the Output
+	goneAway   bool   // GOAWAY with our final word was sent
+	graceful   bool   // GOAWAY with the highest identifier was sent
+	peerGone   bool   // GOAWAY was received
+	closed     bool   // nothing is read or written any more
 }
 
 // NewServer returns the codec of an accepted connection.

@@ -33,6 +33,9 @@ func (c *Conn) onReset(h *header, p []byte) *ConnError {
 	}
 	c.ended.add(s.id)
 	early := s.early()
+	if ErrCode(be32(p)) != RefusedStream {
+		s.endsUnanswered()
+	}
 	if !c.server && s.recvEnd {
 		// The response is complete: the server does not want the rest of
 		// the request, whatever it says (§8.1).
@@ -205,6 +208,7 @@ func (c *Conn) onWindowUpdate(h *header, p []byte) *ConnError {
 // streamError resets a stream for what the peer did (§5.4.2).
 func (c *Conn) streamError(s *Stream, code ErrCode) *ConnError {
 	early := s.early()
+	s.endsUnanswered()
 	c.writeReset(s.id, code)
 	s.end(message.ProtocolError)
 	if err := c.answered(); err != nil {

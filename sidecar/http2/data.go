@@ -64,10 +64,17 @@ func (c *Conn) onData(p []byte) *ConnError {
 	}
 	s := c.streams.get(d.stream)
 	if s == nil || s.recvEnd || s.discard || s.deaf() {
-		if s != nil && end {
-			s.recvEnd = true
-		}
 		c.credit(n)
+		if s != nil && s.lingering && !s.recvEnd {
+			s.lingered(n)
+		}
+		if s != nil && end && !s.gone {
+			if s.lingering {
+				c.Ping(0) // see linger
+			}
+			s.recvEnd = true
+			s.settle()
+		}
 		return nil
 	}
 	if n == 0 && !end {
@@ -157,7 +164,7 @@ func (s *Stream) deliver() {
 	}
 	s.delivering = false
 	switch {
-	case s.gone:
+	case s.gone || s.lingering:
 		s.dropInput()
 	case s.in.Len() > 0:
 	case s.inEnd && s.paused == 0 && !s.delivered && !s.deaf():

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"sallyport/sidecar/message"
 )
@@ -30,8 +31,8 @@ func FuzzFrames(f *testing.F) {
 		string(raw(nil, frameSettings, 0, 0, "\x00\x04\x00\x00\x00\x05")) + string(raw(nil, framePing, 0, 0, "12345678")),
 		string(raw(nil, frameGoAway, 0, 0, "\x00\x00\x00\x01\x00\x00\x00\x00")) + string(raw(nil, framePriority, 0, 3, "\x00\x00\x00\x01\x05")),
 	} {
-		for how := range byte(4) {
-			f.Add(how*85, []byte(s))
+		for _, how := range []byte{0, 85, 170, 255, 128 | 8 | 16, 128 | 2 | 8 | 16} {
+			f.Add(how, []byte(s))
 		}
 	}
 	f.Fuzz(func(t *testing.T, how byte, p []byte) {
@@ -101,6 +102,10 @@ func play(t *testing.T, server bool, how byte, p []byte, piece int) string {
 	} else {
 		c = NewClient(out, o)
 	}
+	c.o.LingerTimeout, c.o.FlushTimeout = time.Second, time.Minute
+	if how&128 != 0 {
+		c.OnSweep = func(time.Duration) {}
+	}
 	c.Start()
 	p = append(start, p...)
 	if !server {
@@ -147,6 +152,8 @@ func play(t *testing.T, server bool, how byte, p []byte, piece int) string {
 			r.s.Resume()
 		}
 	}
+	out.now += int64(time.Hour)
+	c.Sweep()
 	c.Closed(message.ConnectionClosed)
 	for _, r := range tapes {
 		for range r.heads {

@@ -95,8 +95,11 @@ func (c *Conn) onContinuation(h *header, p []byte) *ConnError {
 	id := b.stream
 	b.stream = 0
 	err := c.onBlock(id, b.b, b.end)
-	if cap(b.b) > blockKept {
+	switch n := cap(b.b); {
+	case n > blockKept:
 		b.b = nil
+	case n > keptBytes:
+		c.bulk()
 	}
 	return err
 }
@@ -106,6 +109,9 @@ func (c *Conn) onContinuation(h *header, p []byte) *ConnError {
 func (c *Conn) onBlock(id uint32, p []byte, end bool) *ConnError {
 	c.Turn.Spend(message.HeadCost)
 	c.headSince = 0
+	if len(p) > keptBytes {
+		c.bulk()
+	}
 	err := c.takeBlock(id, p, end)
 	c.head.Reset() // after its use, so that an idle connection keeps no large one
 	return err
@@ -122,6 +128,10 @@ func (c *Conn) takeBlock(id uint32, p []byte, end bool) *ConnError {
 		return c.onRequest(id, end, err)
 	case s == nil:
 		return nil // reset by us when it was on its way
+	case s.orphan:
+		s.recvEnd = end
+		s.cancelOrphan()
+		return nil
 	case s.recvEnd:
 		return c.streamError(s, StreamClosed) // §5.1
 	case err != nil:
@@ -135,12 +145,17 @@ func (c *Conn) takeBlock(id uint32, p []byte, end bool) *ConnError {
 // onTrailers ends a message with a second header block (§8.1).
 func (c *Conn) onTrailers(s *Stream, end bool) *ConnError {
 	h := &c.head
-	if !end || h.Len() > 0 && isPseudo(h.NameAt(0)) || s.length >= 0 && s.received != s.length {
+	wanted := !s.discard && !s.deaf() // or it was not counted
+	if !end || h.Len() > 0 && isPseudo(h.NameAt(0)) || wanted && s.length >= 0 && s.received != s.length {
 		return c.streamError(s, ProtocolError)
 	}
 	s.recvEnd = true
 	switch {
-	case s.discard || s.deaf():
+	case !wanted:
+		if s.lingering {
+			c.Ping(0)
+		}
+		s.settle()
 	case s.holds():
 		s.inEnd = true
 		s.inTail = c.spare.get()

@@ -8,11 +8,12 @@
 // The files: conn.go is the connection, frame.go the rules of frames,
 // control.go, data.go and headers.go what each frame does, request.go and
 // response.go what a head must be, stream.go the way to send, write.go what
-// goes out and in which order, limits.go the defenses.
+// goes out and in which order, limits.go the defenses by count, sweep.go those by time.
 package http2
 
 import (
 	"math"
+	"time"
 
 	"sallyport/sidecar/buffer"
 	"sallyport/sidecar/message"
@@ -62,6 +63,12 @@ type Options struct {
 	// HoldLimit is on a server how much content of paused streams is held before it withholds the connection's window
 	// from all: 16 stream windows, and never less than the connection's. See Conn.hold.
 	HoldLimit int
+	// FlushTimeout is for a response that was given to a server's codec as a whole and for which the client gives no
+	// window; 0: none (stream_idle_timeout, which is Envoy's default of stream_flush_timeout).
+	FlushTimeout time.Duration
+	// LingerTimeout is how long a client that still sends a request after it was answered may make no progress before
+	// the request is reset; 0: it is reset at once.
+	LingerTimeout time.Duration
 	// MaxControlFrames is how many answers to control frames may wait for a
 	// peer that does not read: 1000 (max_outbound_control_frames).
 	MaxControlFrames int
@@ -75,9 +82,10 @@ type Options struct {
 	// MaxWindowUpdates for each DATA frame that was sent: 10
 	// (max_inbound_window_update_frames_per_data_frame_sent).
 	MaxWindowUpdates int
-	// MaxResets is how many streams a client may have end within their first second and before their response
+	// MaxResets is on a server how many streams a client may have end within their first second and before their response
 	// began, by its own RST_STREAM or by what makes the server send one: 500 at once, as Envoy's
 	// overload.premature_reset_total_stream_count, a fifth of it a second, and one for each stream that was answered.
+	// On a client it is after how many such streams the connection is Worn: 100.
 	MaxResets int
 }
 
@@ -95,8 +103,10 @@ func (o *Options) filled(server bool) Options {
 	}
 	if server {
 		or(&f.MaxConcurrentStreams, 100)
+		or(&f.MaxResets, 500)
 	} else {
 		or(&f.MaxConcurrentStreams, 1024)
+		or(&f.MaxResets, 100)
 	}
 	or(&f.BufferLimit, 1<<20)
 	or(&f.InitialStreamWindow, uint32(min(max(f.BufferLimit, 64<<10), 256<<10)))
@@ -111,7 +121,6 @@ func (o *Options) filled(server bool) Options {
 	or(&f.MaxEmptyFrames, 1)
 	or(&f.MaxPriorityFrames, 100)
 	or(&f.MaxWindowUpdates, 10)
-	or(&f.MaxResets, 500)
 	f.InitialStreamWindow = min(f.InitialStreamWindow, maxWindow)
 	f.InitialConnWindow = min(max(f.InitialConnWindow, defaultWindow), maxWindow)
 	or(&f.HoldLimit, 16*int(f.InitialStreamWindow))

@@ -50,6 +50,7 @@ type Stream struct {
 	// Sending.
 	headGiven  bool // the sender gave the final head
 	ended      bool // and the end
+	failed     bool // the response is an error
 	sendEnd    bool // END_STREAM was sent, or the peer does not want the rest
 	headEnd    bool // END_STREAM goes with the head that waits
 	outEnd     bool // END_STREAM goes behind out, with tail where there are trailers
@@ -59,11 +60,16 @@ type Stream struct {
 	out        buffer.Buffer // content that waits for window or Output
 	tail       *message.Head
 
-	since  int64 // when it was opened
-	gone   bool
-	live   links
-	turnIn *sendList // the list in which it has its turn, nil where it has nothing that it may send
-	turn   links
+	since     int64 // when it was opened
+	moved     int64 // when it last did what Sweep waits for
+	budget    int64 // of content that is dropped while it lingers
+	lingerEnd int64 // until when it lingers at most
+	lingering bool  // server: answered, and the client still sends
+	orphan    bool  // client: cancelled, and the server does not know yet
+	gone      bool
+	live      links
+	turnIn    *sendList // the list in which it has its turn, nil where it has nothing that it may send
+	turn      links
 }
 
 // maxFree bounds the streams that a connection keeps for reuse.
@@ -75,6 +81,7 @@ func (c *Conn) newStream() *Stream {
 		s = c.free[n-1]
 		c.free[n-1] = nil
 		c.free = c.free[:n-1]
+		c.unused = min(c.unused, n-1)
 	} else {
 		s = new(Stream)
 	}
@@ -99,6 +106,9 @@ func (c *Conn) recycle() {
 	}
 	clear(c.dead)
 	c.dead = c.dead[:0]
+	if len(c.free) > keptStreams {
+		c.bulk()
+	}
 }
 
 // remove forgets a stream that is over. The caller calls streamClosed when it
@@ -233,6 +243,7 @@ func (s *Stream) Head(h *message.Head, end bool) {
 			}
 			return
 		}
+		s.failed = status >= 400
 		if code := s.refuses(status); code != NoError {
 			s.abort(code)
 			return
@@ -271,6 +282,7 @@ func (s *Stream) giveHead(h *message.Head, end bool) {
 	if c.out.Full() || !s.mayGo() {
 		c.park(&s.firstHead, h)
 		s.headEnd = end
+		s.awaitClient()
 		s.queue()
 		return
 	}
@@ -338,6 +350,7 @@ func (s *Stream) open() bool {
 	s.id = c.next
 	c.next += 2
 	c.seen = s.id
+	s.since = c.out.NowMono()
 	c.limits.opening()
 	c.streams.put(s)
 	return true
@@ -390,6 +403,7 @@ func (s *Stream) Data(p []byte, end bool) {
 	s.out.Append(p)
 	c.waiting += len(p)
 	s.outEnd = end
+	s.awaitClient()
 	s.queue()
 }
 
@@ -414,11 +428,12 @@ func (s *Stream) Trailers(h *message.Head) {
 	}
 	c.park(&s.tail, h)
 	s.outEnd = true
+	s.awaitClient()
 	s.queue()
 }
 
 // sentEnd notes that END_STREAM was sent. A server that has answered does not
-// want the rest of the request (§8.1).
+// want the rest of the request (§8.1), but gives the client time to see that.
 func (s *Stream) sentEnd() {
 	s.sendEnd = true
 	if !s.c.server || s.tunnel {
@@ -426,6 +441,10 @@ func (s *Stream) sentEnd() {
 		return
 	}
 	if !s.recvEnd {
+		if s.mayLinger() {
+			s.linger()
+			return
+		}
 		s.c.writeReset(s.id, NoError)
 	}
 	s.remove(false)
@@ -439,6 +458,11 @@ func (s *Stream) Reset(why message.Reason) {
 	}
 	c := s.c
 	if s.id != 0 && !c.closed && !(s.recvEnd && s.sendEnd) {
+		if c.Worn() && s.young() && c.OnSweep != nil {
+			s.abandon()
+			return
+		}
+		s.endsUnanswered()
 		c.writeReset(s.id, s.codeFor(why))
 	}
 	s.remove(true)

@@ -66,8 +66,10 @@ func (c *Conn) beginBlock() []byte {
 
 // writeBlock writes a block as HEADERS and, where it is larger than a frame, CONTINUATION.
 func (c *Conn) writeBlock(id uint32, b []byte, flags uint8) {
-	if cap(b) <= scratchKept {
-		c.scratch = b[:0]
+	if n := cap(b); n <= scratchKept {
+		if c.scratch = b[:0]; n > keptBytes {
+			c.bulk()
+		}
 	}
 	c.limits.progress()
 	kind := frameHeaders
@@ -238,6 +240,7 @@ func (c *Conn) pump() {
 // sendNext sends one frame of what waits.
 func (s *Stream) sendNext() {
 	c := s.c
+	s.moved = c.out.NowMono()
 	if h := s.firstHead; h != nil {
 		s.firstHead = nil
 		c.waiting -= headCost(h)

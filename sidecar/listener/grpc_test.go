@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"sallyport/sidecar/route"
 	"sallyport/sidecar/upstream"
 )
 
@@ -49,6 +50,7 @@ func TestALongGRPCStream(t *testing.T) {
 	next := make(chan struct{})
 	e := newEngine(t).to(grpcStream(t, next))
 	e.cluster.Protocol = upstream.HTTP2
+	e.manager.Routes = route.NewHandle("r", e.table(&route.Forward{IdleTimeout: -1})) // no timeout
 	c, err := grpc.NewClient("passthrough:///"+e.serve(), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.ForceCodec(plainBytes{})))
 	if err != nil {
 		t.Fatal(err)
@@ -62,7 +64,7 @@ func TestALongGRPCStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	var m []byte
-	for i := range 60_000 {
+	for i := range 30_000 {
 		next <- struct{}{}
 		if err := s.RecvMsg(&m); err != nil {
 			t.Fatalf("message %d: %v", i, err)

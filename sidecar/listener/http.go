@@ -42,6 +42,7 @@ type httpServer struct {
 	stall *loop.Timer // stream_idle_timeout, for responses that are complete here and wait for the client
 	life  *loop.Timer // max_connection_duration
 	grace *loop.Timer // drain_timeout: between the two GOAWAYs, and to the forced end
+	sweep *loop.Timer // what the HTTP/2 codec ends by time: see stall.go
 }
 
 func newHTTPServer(k *connection) *httpServer {
@@ -93,8 +94,9 @@ func (h *httpServer) start2() {
 	o := h.k.chain.HTTP.HTTP2
 	o.BufferLimit = h.k.cfg.BufferLimit
 	o.Shared = h.k.TLS != nil && len(h.k.TLS.PeerCertificates) > 0 // a proxy of the mesh, known by its certificate
+	o.FlushTimeout, o.LingerTimeout = h.k.chain.HTTP.StreamIdle, lingerTime
 	h.h2 = http2.NewServer(h.k.conn, &o, (*acceptor2)(h))
-	h.h2.OnRefused = h.countRefused
+	h.h2.OnRefused, h.h2.OnSweep = h.countRefused, h.sweepIn
 	h.h2.Turn.Limit = message.TurnCost
 	h.h2.Start()
 	if h.draining {
@@ -429,6 +431,7 @@ func (h *httpServer) Closed(error) {
 	stop(h.stall)
 	stop(h.life)
 	stop(h.grace)
+	stop(h.sweep)
 	h.stats.Add(stream.StatCxActive, -1)
 	h.stats.Inc(stream.StatCxDestroy)
 	h.stats.Add(stream.StatCxRxBytes, int64(h.k.conn.BytesRead()))
