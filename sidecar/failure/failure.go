@@ -23,6 +23,7 @@ const (
 	TooLongToMatch // by the regular expressions of routes and rewrites
 	UpgradeRefused
 	RequestTooLarge // above what a filter may collect
+	HeaderTooLarge  // above what the upstream takes
 	RequestTimeout
 	Revoked // allowed when it began, and not any more
 
@@ -80,6 +81,7 @@ var table = [kinds]Failure{
 	TooLongToMatch:    {414, codes.InvalidArgument, 0, "too_long_to_match", "URI Too Long", nil},
 	UpgradeRefused:    {403, codes.PermissionDenied, 0, "upgrade_failed", "", nil},
 	RequestTooLarge:   {413, codes.ResourceExhausted, 0, "request_payload_too_large", "Payload Too Large", nil},
+	HeaderTooLarge:    {431, codes.ResourceExhausted, 0, "upstream_request_headers_too_large", "Request Header Fields Too Large", nil},
 	RequestTimeout:    {408, codes.DeadlineExceeded, DT, "request_overall_timeout", "request timeout", nil},
 	Revoked:           {403, codes.PermissionDenied, 0, "access_revoked", "RBAC: access denied", nil},
 

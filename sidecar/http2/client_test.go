@@ -261,3 +261,46 @@ func TestStartSaysWhatIsAllowed(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// TestAHeadThatTheServerWouldNotTakeIsNotSent: it resets what is too large, and the connection for many of those.
+func TestAHeadThatTheServerWouldNotTakeIsNotSent(t *testing.T) {
+	fields := func(n int, more ...string) *message.Head {
+		h := head(append([]string{":method=GET", ":scheme=https", ":authority=h", ":path=/", "connection=x", "host=h"}, more...)...)
+		for i := range n {
+			h.AddString(fmt.Sprintf("x%d", i), "y")
+		}
+		return h
+	}
+	// The four pseudo-header fields take 43+44+42+38 bytes.
+	const pseudo = 3 + 7 + 7 + 5 + 10 + 1 + 5 + 1 + 4*32
+	for _, c := range []struct {
+		name     string
+		h        *message.Head
+		settings []http2.Setting
+		sent     bool
+	}{
+		{"as many fields as may be", fields(96), noSettings, true},
+		{"one field more", fields(97), noSettings, false},
+		{"as large as may be", fields(0, "x="+strings.Repeat("y", 1000)), []http2.Setting{{ID: http2.SettingMaxHeaderListSize, Val: pseudo + 1033}}, true},
+		{"a byte more", fields(0, "x="+strings.Repeat("y", 1001)), []http2.Setting{{ID: http2.SettingMaxHeaderListSize, Val: pseudo + 1033}}, false},
+		{"large, and no limit is known", fields(0, "x="+strings.Repeat("y", 100_000)), noSettings, true},
+	} {
+		k := newTestClient(t, nil, c.settings...)
+		r := k.open(c.h, true)
+		if got := strings.HasPrefix(k.frames(), "HEADERS"); got != c.sent || (r.reset == message.HeaderTooLarge) == c.sent || k.c.ActiveStreams() > 1 {
+			t.Errorf("%s: sent %v, %v", c.name, got, r.reset)
+		}
+		// Another request finds the connection as it was.
+		if r := k.open(get, true); r.reset != 0 {
+			t.Errorf("%s: the next request ends with %v", c.name, r.reset)
+		}
+	}
+
+	k := newTestClient(t, nil, http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: 1000})
+	r := k.open(get, false)
+	k.frames()
+	r.s.Trailers(head("x=" + strings.Repeat("y", 1000)))
+	if k.want("RST_STREAM 1 CANCEL"); r.reset != message.HeaderTooLarge {
+		t.Error(r.reset)
+	}
+}

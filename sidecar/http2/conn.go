@@ -1,6 +1,7 @@
 package http2
 
 import (
+	"math"
 	"time"
 
 	"sallyport/sidecar/hpack"
@@ -64,6 +65,7 @@ type Conn struct {
 	peerWindow  int64 // SETTINGS_INITIAL_WINDOW_SIZE
 	peerFrame   int
 	peerStreams uint32
+	peerHeaders uint32 // SETTINGS_MAX_HEADER_LIST_SIZE
 	peerConnect bool
 	settings    bool // SETTINGS were received
 	acked       bool // ours were acknowledged
@@ -126,7 +128,7 @@ func newConn(out Output, o Options) *Conn {
 		dec:        hpack.NewDecoder(o.HeaderTableSize, o.MaxHeaderBytes, o.MaxHeaderCount),
 		enc:        hpack.NewEncoder(o.HeaderTableSize),
 		sendWindow: defaultWindow, peerWindow: defaultWindow, recvWindow: defaultWindow,
-		peerFrame: minMaxFrame, peerStreams: defaultStreams,
+		peerFrame: minMaxFrame, peerStreams: defaultStreams, peerHeaders: math.MaxUint32,
 	}
 	c.limits.init(out.NowMono(), &c.o)
 	return c

@@ -92,6 +92,8 @@ func (c *Conn) onSettings(h *header, p []byte) *ConnError {
 				return connError(ProtocolError, "SETTINGS_MAX_FRAME_SIZE is out of bounds")
 			}
 			c.peerFrame = int(v)
+		case settingMaxHeaderList:
+			c.peerHeaders = v
 		case settingConnectProtocol:
 			if v > 1 || v == 0 && c.peerConnect {
 				return connError(ProtocolError, "SETTINGS_ENABLE_CONNECT_PROTOCOL is wrong") // RFC 8441 §3

@@ -47,8 +47,8 @@ type Options struct {
 	MaxFrameSize uint32
 	// HeaderTableSize of HPACK in both directions: 4 KiB (hpack_table_size).
 	HeaderTableSize uint32
-	// MaxHeaderBytes and MaxHeaderCount bound a header list, each field
-	// counting 32 bytes beside its own: 60 KiB and 100, as Envoy's.
+	// MaxHeaderBytes and MaxHeaderCount bound a header list that is received, each field
+	// counting 32 bytes beside its own: 60 KiB and 100, as Envoy's. On a client MaxHeaderCount bounds requests, too.
 	MaxHeaderBytes, MaxHeaderCount int
 	// AllowConnect offers extended CONNECT to clients (RFC 8441; allow_connect).
 	AllowConnect bool

@@ -322,7 +322,7 @@ func (s *Stream) mayGo() bool { return s.c.server || !s.extended || s.c.settings
 // sendHead writes the final head.
 func (s *Stream) sendHead(h *message.Head, end bool) {
 	c := s.c
-	if !c.server && !s.open() {
+	if !c.server && !s.open(h) {
 		return
 	}
 	flags := uint8(0)
@@ -337,7 +337,7 @@ func (s *Stream) sendHead(h *message.Head, end bool) {
 
 // open gives a client's stream its identifier: their order is that of the
 // heads on the wire (§5.1.1).
-func (s *Stream) open() bool {
+func (s *Stream) open(h *message.Head) bool {
 	c := s.c
 	switch {
 	case c.peerGone || c.next > maxStreamID:
@@ -345,6 +345,9 @@ func (s *Stream) open() bool {
 		return false
 	case s.extended && !c.peerConnect:
 		s.end(message.LocalReset)
+		return false
+	case !s.fits(h):
+		s.end(message.HeaderTooLarge)
 		return false
 	}
 	s.id = c.next
@@ -419,6 +422,13 @@ func (s *Stream) Trailers(h *message.Head) {
 	}
 	s.ended = true
 	if s.sendEnd {
+		return
+	}
+	if !c.server && !s.fits(h) {
+		if s.id != 0 {
+			c.writeReset(s.id, Cancel)
+		}
+		s.end(message.HeaderTooLarge)
 		return
 	}
 	if s.firstHead == nil && s.out.Len() == 0 && !c.out.Full() {

@@ -176,6 +176,37 @@ func (c *Conn) fields(b []byte, s *Stream, h *message.Head) []byte {
 	return b
 }
 
+// fits says on a client whether the server will take the head: SETTINGS_MAX_HEADER_LIST_SIZE (§10.5.1) says how large
+// it may be, and nothing how many fields it may have, so that is what this side would take, as Envoy's max_headers_count.
+// A server resets what is too large, and for many of those it ends the connection with the requests of all others.
+func (s *Stream) fits(h *message.Head) bool {
+	c := s.c
+	size, n := h.Size()+32*h.Len(), h.Len()
+	if size <= int(c.peerHeaders) && n < c.o.MaxHeaderCount {
+		return true
+	}
+	// What is not sent is not counted.
+	for i := range h.Len() {
+		if name, value := h.At(i); fates[h.NameAt(i)] == drop {
+			size -= len(name) + len(value) + 32
+			n--
+		}
+	}
+	add := func(v []byte, name message.Name) {
+		if v != nil {
+			size += len(name.String()) + len(v) + 32
+			n++
+		}
+	}
+	for _, name := range []message.Name{message.Method, message.Scheme, message.Path, message.Authority} {
+		add(h.Get(name), name)
+	}
+	if s.extended {
+		add(h.Get(message.Upgrade), message.Protocol)
+	}
+	return size <= int(c.peerHeaders) && n <= c.o.MaxHeaderCount
+}
+
 // allowance is how much content of n bytes may be sent as one frame.
 func (s *Stream) allowance(n int) int {
 	return int(max(0, min(int64(n), maxData, s.sendWindow, s.c.sendWindow)))

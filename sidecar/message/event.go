@@ -66,6 +66,8 @@ const (
 	Overflow
 	// TLSFailure: the handshake failed, or the peer's identity was not accepted.
 	TLSFailure
+	// HeaderTooLarge: the head has more bytes or fields than the peer takes, and was not sent.
+	HeaderTooLarge
 )
 
 var reasons = [...]string{
@@ -78,6 +80,7 @@ var reasons = [...]string{
 	LocalReset:       "local reset",
 	Overflow:         "overflow",
 	TLSFailure:       "TLS failure",
+	HeaderTooLarge:   "head too large for the peer",
 }
 
 func (r Reason) String() string {

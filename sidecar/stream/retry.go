@@ -140,7 +140,7 @@ func (s *Stream) resetHeader(h *message.Head) (time.Duration, bool) {
 // retryReset says whether an attempt that ended without a response is retried, and begins that.
 func (s *Stream) retryReset(r message.Reason) bool {
 	on := s.retryOn
-	if on == 0 || r == message.Overflow {
+	if on == 0 || r == message.Overflow || r == message.HeaderTooLarge {
 		return false
 	}
 	unsent := r == message.ConnectFailure || r == message.ConnectTimeout || r == message.TLSFailure

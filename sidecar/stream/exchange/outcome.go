@@ -38,6 +38,7 @@ var (
 		message.LocalReset:       failure.LocalReset,
 		message.Overflow:         failure.Overflow,
 		message.TLSFailure:       failure.TLSFailure,
+		message.HeaderTooLarge:   failure.HeaderTooLarge,
 	}
 )
 
