@@ -72,9 +72,10 @@ type Conn struct {
 	// Streams with something to send, in turn: those that can, and those
 	// that wait for the connection's window alone.
 	ready, starved sendList
-	full           int  // streams whose sender was told that they are full
-	waiting        int  // bytes of all streams that wait for window or Output, heads included
-	over           bool // a sender was told that they are too many
+	starvedAt      int64 // since when there are any of the latter
+	full           int   // streams whose sender was told that they are full
+	waiting        int   // bytes of all streams that wait for window or Output, heads included
+	over           bool  // a sender was told that they are too many
 
 	// What we allow the peer.
 	recvWindow  int64
@@ -367,6 +368,18 @@ func (c *Conn) Capacity() int {
 		return 0
 	}
 	return int(max(0, int64(min(c.peerStreams, c.o.MaxConcurrentStreams))-int64(c.active)))
+}
+
+// PeerStreams is how many concurrent streams the server said that it takes; false before it said so.
+func (c *Conn) PeerStreams() (n uint32, known bool) { return c.peerStreams, c.settings }
+
+// StarvedSince is since when streams wait for the connection's window alone, by the Output's clock; 0 where none does.
+// It starts anew when the peer gives window.
+func (c *Conn) StarvedSince() int64 {
+	if c.starved.first == nil {
+		return 0
+	}
+	return c.starvedAt
 }
 
 // OpenStream begins a request whose response goes to r; false where there is

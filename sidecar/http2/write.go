@@ -242,6 +242,9 @@ func (s *Stream) queue() {
 		switch {
 		case s.sendWindow <= 0: // until a WINDOW_UPDATE or SETTINGS
 		case c.sendWindow <= 0:
+			if c.starved.first == nil {
+				c.starvedAt = max(1, c.out.NowMono())
+			}
 			c.starved.push(s)
 		default:
 			c.ready.push(s)

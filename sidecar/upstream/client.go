@@ -31,6 +31,7 @@ type Client struct {
 	served    uint32 // streams so far
 	idleSince time.Time
 	idleTimer loop.Timer
+	sweep     *loop.Timer // what the HTTP/2 codec ends by time; made when it is first needed
 }
 
 // Conn is the connection, for addresses in logs.
@@ -94,8 +95,10 @@ func (c *Client) Connected() {
 	c.conn.SetInputLimit(max(cfg.HTTP1.InputLimit(), cfg.HTTP2.InputLimit()))
 	if proto == HTTP2 {
 		p.stats.Inc(StatCxHTTP2)
-		c.h2 = http2.NewClient(c.conn, &cfg.HTTP2)
-		c.h2.OnStreamClosed = c.streamClosed
+		o := cfg.HTTP2
+		o.BufferLimit = cfg.BufferLimit
+		c.h2 = http2.NewClient(c.conn, &o)
+		c.h2.OnStreamClosed, c.h2.OnSweep = c.streamClosed, c.sweepIn
 		c.h2.OnGoAway = c.retire
 		c.h2.Turn.Limit = message.TurnCost
 		p.shared = append(p.shared, c)
@@ -136,12 +139,39 @@ func (c *Client) usable() bool {
 	return c.h2 == nil || !c.h2.Draining()
 }
 
-// room says whether one more stream fits now.
+// room says whether one more stream fits now. Before the host's SETTINGS are here, as many as it took on connections
+// before, and one where there was none: it might refuse others, and they wait for a round trip at most.
 func (c *Client) room() bool {
-	if c.h2 != nil {
-		return c.h2.Capacity() > 0
+	if c.h2 == nil {
+		return c.h1.Reusable()
 	}
-	return c.h1.Reusable()
+	if c.h2.Capacity() == 0 {
+		return false
+	}
+	_, known := c.h2.PeerStreams()
+	return known || c.h2.ActiveStreams() < c.pool.first()
+}
+
+// starvation is how long streams may wait for the connection's window alone before others go to another connection.
+const starvation = int64(100 * time.Millisecond)
+
+// starved says that the host gives no window for the connection: it reads none of the uploads there, or holds too much
+// of some that nobody reads.
+func (c *Client) starved() bool {
+	if c.h2 == nil {
+		return false
+	}
+	at := c.h2.StarvedSince()
+	return at != 0 && c.pool.worker.NowMono()-at > starvation
+}
+
+// sweepIn is the HTTP/2 codec's wish to be swept: it has no timer of its own.
+func (c *Client) sweepIn(d time.Duration) {
+	if c.sweep == nil {
+		c.sweep = new(loop.Timer)
+		c.sweep.Init(func() { c.h2.Sweep() })
+	}
+	c.pool.worker.Schedule(c.sweep, d)
 }
 
 // attach opens a stream for the waiter.
@@ -175,6 +205,13 @@ func (c *Client) streamClosed() {
 	}
 	if c.h1 != nil && !c.h1.Reusable() {
 		c.retired = true
+	}
+	if c.h2 != nil {
+		c.pool.learn(c.h2.PeerStreams())
+		if c.h2.Worn() && !c.retired {
+			c.retire()
+			return
+		}
 	}
 	if c.retired || c.h2 != nil && c.h2.Draining() {
 		if c.active() == 0 {
@@ -321,6 +358,9 @@ func (c *Client) Closed(err error) {
 	}
 	c.closed = true
 	c.idleTimer.Stop()
+	if c.sweep != nil {
+		c.sweep.Stop()
+	}
 	p := c.pool
 	p.forget(c)
 	p.cluster.breakers[c.priority].connections.Add(-1)

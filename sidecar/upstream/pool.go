@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"math"
 	"slices"
 
 	"sallyport/sidecar/conn"
@@ -79,6 +80,7 @@ type Pool struct {
 	all     []*Client // every connection, also dialing and draining ones
 	dialing int
 	waiting queue // who waits for a stream
+	streams int64 // that a connection of the host takes, as it said last; 0: it did not say
 
 	source *Source // where its connections come from; nil: this host
 	sni    string  // the server's name that was asked for, "" where that does not matter
@@ -225,31 +227,90 @@ func (p *Pool) available(w *Waiter) *Client {
 			return c
 		}
 	}
+	var starved *Client
+	n := 0
 	for _, c := range p.shared {
-		if c.usable() && c.h2.Capacity() > 0 {
+		if !c.usable() || !c.room() {
+			continue
+		}
+		if !c.starved() {
+			return c
+		}
+		starved = c
+		n++
+	}
+	if starved != nil && n < maxStarved && (p.dialing > 0 || p.mayDial(w.Priority)) {
+		return nil // the request may have content, too: it gets another connection
+	}
+	return starved
+}
+
+// spare returns any connection of HTTP/2 that can take a stream.
+func (p *Pool) spare(w *Waiter) *Client {
+	for _, c := range p.shared {
+		if c.usable() && c.room() && !w.Fresh {
 			return c
 		}
 	}
 	return nil
 }
 
-// assumedStreams is how many waiting requests a connection that is being
-// dialed is trusted to carry, before the peer's SETTINGS are known.
-const assumedStreams = 100
+const (
+	// assumedStreams is how many waiting requests a connection is trusted to carry, before the peer's SETTINGS are known.
+	assumedStreams = 100
+	// maxStarved is how many connections that are starved make another one be dialed.
+	maxStarved = 8
+)
+
+// learn takes what a host said of its concurrent streams. A host that takes none says so for a while.
+func (p *Pool) learn(n uint32, known bool) {
+	if known {
+		p.streams = max(1, int64(n))
+	}
+}
+
+// first is how many streams are opened on a connection before the host's SETTINGS are here.
+func (p *Pool) first() int { return int(max(1, p.streams)) }
+
+// coming is how many streams are to be had on connections that are dialed, or whose SETTINGS are not here yet.
+func (p *Pool) coming() int64 {
+	carries := int64(1)
+	if p.proto == HTTP2 {
+		carries = assumedStreams
+		if p.streams > 0 {
+			carries = p.streams
+		}
+		if n := int64(p.cluster.Config.HTTP2.MaxConcurrentStreams); n > 0 {
+			carries = min(carries, n)
+		}
+	}
+	n := int64(p.dialing) * carries
+	for _, c := range p.shared {
+		limit, known := c.h2.PeerStreams()
+		switch {
+		case !c.usable():
+		case !known:
+			n += max(0, carries-int64(c.h2.ActiveStreams()))
+		case limit == 0:
+			return math.MaxInt64 // it takes none for a while, and would on another connection neither
+		}
+	}
+	return n
+}
+
+// mayDial asks the circuit breaker for one more connection.
+func (p *Pool) mayDial(priority int) bool {
+	return p.cluster.breakers[priority].connections.Load() < int64(p.cluster.Config.Breakers[priority].Connections)
+}
 
 // grow sees to it that connections are on their way for all who wait. It
 // answers false where the circuit breaker forbids another one; those who wait
 // then wait for a place on the ones that are there. Where there is none, one is
 // dialed in spite of the breaker, as in Envoy: they would wait for ever.
 func (p *Pool) grow() bool {
-	carries := 1
-	if p.proto == HTTP2 {
-		carries = assumedStreams
-	}
-	for p.waiting.n > p.dialing*carries {
+	for p.waiting.n > 0 && int64(p.waiting.n) > p.coming() {
 		priority := p.waiting.first.Priority
-		b := &p.cluster.breakers[priority]
-		if b.connections.Load() >= int64(p.cluster.Config.Breakers[priority].Connections) && p.serving() {
+		if !p.mayDial(priority) && p.serving() {
 			return false
 		}
 		p.dial(priority)
@@ -265,7 +326,7 @@ func (p *Pool) serving() bool {
 // serve hands c to whoever waits, as far as it can carry; it is called when c
 // was opened or a stream on it ended.
 func (p *Pool) serve(c *Client) {
-	for p.waiting.first != nil && c.usable() && c.room() {
+	for p.waiting.first != nil && c.usable() && c.room() && !c.starved() {
 		w := p.waiting.first
 		if w.Fresh && c.served > 0 && p.dialing > 0 {
 			break
@@ -283,6 +344,10 @@ func (p *Pool) fail(r message.Reason, text string) {
 	var failing queue
 	for w := p.waiting.first; w != nil; w = p.waiting.first {
 		p.dequeue(w)
+		if c := p.spare(w); c != nil {
+			c.attach(w) // starved, which is better than none
+			continue
+		}
 		p.stats.Inc(StatRqPendingFailure)
 		failing.push(w)
 	}
