@@ -1,10 +1,19 @@
 package http2
 
 import (
+	"bytes"
+	"fmt"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
+	"unsafe"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"sallyport/sidecar/buffer"
+	"sallyport/sidecar/message"
 )
 
 // pushAll has each stream send pieces until it is told that it is full.
@@ -101,4 +110,166 @@ func TestAnOutputThatIsFullGetsNoMoreHeads(t *testing.T) {
 	s.out.full = false
 	s.c.Writable()
 	s.want("HEADERS 1 end\nCONTINUATION")
+}
+
+// bound is what one client can make a server's connection hold, from its options: piece is the largest piece of a
+// response that its owner gives at once, head the size of the response's head.
+func bound(o Options, piece, head int) int {
+	o = o.filled(true)
+	streams := int(o.MaxConcurrentStreams)
+	in := o.HoldLimit + int(o.InitialConnWindow)
+	out := o.BufferLimit + streams*(piece+head)
+	block := 2*o.MaxHeaderBytes + int(o.MaxFrameSize)
+	request := 2 * (o.MaxHeaderBytes + 32*o.MaxHeaderCount)        // decoded, and its long strings
+	tables := 2 * 4 * int(max(o.HeaderTableSize, 4096))            // an arena of twice the table, and its entries
+	objects := streams*(int(unsafe.Sizeof(Stream{}))+4*8) + 16<<10 // streams, their slots, the connection
+	return 2*(in+out+block+request+tables) + objects               // buffers grow by doubling
+}
+
+// heap is what is reachable.
+func heap() int {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int(m.HeapAlloc)
+}
+
+// quiet is an owner that keeps nothing, and pauses what it is told to.
+type quiet struct {
+	s     *Stream
+	pause bool
+}
+
+func (q *quiet) Head(*message.Head, bool) {
+	if q.pause {
+		q.s.Pause()
+	}
+}
+func (q *quiet) Data([]byte, bool)      {}
+func (q *quiet) Trailers(*message.Head) {}
+func (q *quiet) Reset(message.Reason)   {}
+func (q *quiet) Drained()               {}
+
+// TestOneClientCannotMakeAConnectionHoldMore than its options say, whatever it does; what it made it hold goes with its
+// streams.
+func TestOneClientCannotMakeAConnectionHoldMore(t *testing.T) {
+	const piece = 64 << 10 // what a connection to a host reads at once
+	type world struct {
+		out    *sink
+		c      *Conn
+		owners []*quiet
+		pause  bool
+		err    error
+		rest   []byte
+	}
+	feed := func(w *world, p []byte) {
+		if w.err != nil {
+			return
+		}
+		w.rest = append(w.rest, p...)
+		n, err := w.c.Feed(w.rest)
+		w.rest, w.err = append([]byte(nil), w.rest[n:]...), err
+		w.out.b.Release()
+	}
+	request := "\x82\x87\x84\x41\x01h"
+	next := func(w *world, id uint32, end uint8) { feed(w, raw(nil, frameHeaders, flagEndHeaders|end, id, request)) }
+	content := strings.Repeat("x", minMaxFrame)
+	for _, c := range []struct {
+		name  string
+		o     Options
+		drive func(w *world)
+		least int // that must be held for the case to be one
+	}{
+		{"uploads on every stream that nobody reads", Options{}, func(w *world) {
+			w.pause = true
+			for id := uint32(1); id < 200 && w.err == nil; id += 2 {
+				next(w, id, 0)
+				for range 15 {
+					if w.c.recvWindow >= minMaxFrame { // or the connection ends
+						feed(w, raw(nil, frameData, 0, id, content))
+					}
+				}
+			}
+		}, 4 << 20},
+		{"responses on every stream that the client does not take", Options{BufferLimit: 32 << 10}, func(w *world) {
+			feed(w, raw(nil, frameSettings, 0, 0, "\x00\x04\x00\x00\x00\x00"))
+			for id := uint32(1); id < 200; id += 2 {
+				next(w, id, flagEndStream)
+			}
+			for _, o := range w.owners {
+				for o.s.Head(head(":status=200"), false); !o.s.Full(); {
+					o.s.Data(make([]byte, piece), false)
+				}
+			}
+		}, 100 * piece},
+		{"heads on every stream that an Output which is full does not take", Options{}, func(w *world) {
+			w.out.full = true
+			for id := uint32(1); id < 200; id += 2 {
+				next(w, id, flagEndStream)
+			}
+			for _, o := range w.owners {
+				o.s.Head(head(":status=200", "x="+strings.Repeat("y", 4000)), true)
+			}
+			w.out.full = false
+		}, 100 * 4000},
+		{"a header block that does not end", Options{}, func(w *world) {
+			feed(w, raw(nil, frameHeaders, 0, 1, content))
+			for range 6 {
+				feed(w, raw(nil, frameContinuation, 0, 1, content))
+			}
+		}, 100_000},
+		{"heads of long strings in Huffman code, and a table full of entries", Options{HeaderTableSize: 64 << 10}, func(w *world) {
+			var block bytes.Buffer
+			enc := hpack.NewEncoder(&block)
+			enc.SetMaxDynamicTableSizeLimit(64 << 10)
+			enc.SetMaxDynamicTableSize(64 << 10)
+			for id := uint32(1); id < 400; id += 2 {
+				block.Reset()
+				for _, f := range []string{":method GET", ":scheme http", ":path /", ":authority h"} {
+					name, value, _ := strings.Cut(f, " ")
+					_ = enc.WriteField(hpack.HeaderField{Name: name, Value: value})
+				}
+				for i := range 90 {
+					_ = enc.WriteField(hpack.HeaderField{Name: fmt.Sprintf("x%d", i), Value: fmt.Sprint(id)})
+				}
+				_ = enc.WriteField(hpack.HeaderField{Name: "y", Value: strings.Repeat("0", 50_000), Sensitive: true})
+				b := block.String()
+				feed(w, raw(nil, frameHeaders, 0, id, b[:16384]))
+				feed(w, raw(nil, frameContinuation, flagEndHeaders, id, b[16384:]))
+				feed(w, raw(nil, frameReset, 0, id, "\x00\x00\x00\x08"))
+			}
+		}, 0},
+	} {
+		before := heap()
+		w := &world{out: newSink()}
+		w.c = NewServer(w.out, &c.o, acceptFunc(func(s *Stream) message.Receiver {
+			w.owners = append(w.owners, &quiet{s, w.pause})
+			return w.owners[len(w.owners)-1]
+		}))
+		a := newAlarm(w.c, w.out)
+		w.c.Start()
+		feed(w, append([]byte(preface), raw(nil, frameSettings, 0, 0, "")...))
+		feed(w, raw(nil, frameSettings, flagAck, 0, ""))
+		c.drive(w)
+		w.owners = nil
+		grown, most := heap()-before, bound(c.o, piece, 4100)
+		if w.err != nil || grown > most || grown < c.least {
+			t.Errorf("%s: %d bytes are held, at least %d should and at most %d may: %v", c.name, grown, c.least, most, w.err)
+		}
+		// The client goes on, as if nothing had been.
+		if w.c.block.stream == 0 {
+			w.c.visit(func(s *Stream) { s.Reset(message.LocalReset) })
+			w.rest = nil
+			next(w, 1001, flagEndStream)
+			w.owners[0].s.Head(head(":status=204"), true)
+			w.owners = nil
+			a.wait(time.Minute)
+			w.out.pool = buffer.Pool{} // the worker's, which has a bound of its own
+			if left := heap() - before; w.err != nil || left > 64<<10+16*int(c.o.HeaderTableSize) {
+				t.Errorf("%s: %d bytes stay: %v", c.name, left, w.err)
+			}
+		}
+		runtime.KeepAlive(w)
+	}
 }
