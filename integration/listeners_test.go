@@ -30,12 +30,13 @@ type listeners struct {
 	addr   string
 	pushes int
 
-	mu      sync.Mutex
-	answers map[string]string // by version: the error of a NACK, "" for an ACK
+	mu       sync.Mutex
+	versions map[string]string // by nonce
+	answers  map[string]string // by version: the error of a NACK, "" for an ACK
 }
 
 func newListeners(t *testing.T) *listeners {
-	c := &listeners{t: t, cache: cachev3.NewSnapshotCache(true, cachev3.IDHash{}, nil), answers: map[string]string{}}
+	c := &listeners{t: t, cache: cachev3.NewSnapshotCache(true, cachev3.IDHash{}, nil), answers: map[string]string{}, versions: map[string]string{}}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -48,13 +49,15 @@ func newListeners(t *testing.T) *listeners {
 			if r.GetTypeUrl() == resourcev3.ListenerType && r.GetResponseNonce() != "" {
 				c.mu.Lock()
 				defer c.mu.Unlock()
-				if e := r.GetErrorDetail(); e != nil {
-					c.answers[fmt.Sprint(c.pushes)] = e.GetMessage()
-				} else {
-					c.answers[r.GetVersionInfo()] = ""
-				}
+				version := c.versions[r.GetResponseNonce()] // a NACK says the version before
+				c.answers[version] = r.GetErrorDetail().GetMessage()
 			}
 			return nil
+		},
+		StreamResponseFunc: func(_ context.Context, _ int64, _ *discoveryv3.DiscoveryRequest, r *discoveryv3.DiscoveryResponse) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.versions[r.GetNonce()] = r.GetVersionInfo()
 		},
 	}))
 	go func() { _ = s.Serve(l) }()
