@@ -14,7 +14,30 @@ type Kind uint8
 const (
 	None Kind = iota
 
-	// What the client did.
+	// What the client sent, and a codec did not take.
+
+	BadRequest // of HTTP/1
+	BadMajorVersion
+	LowVersion
+	InvalidTarget
+	InvalidScheme
+	InvalidHost
+	InvalidConnection
+	InvalidContentLength
+	ContentLengthAndCoding
+	UnknownCoding
+	InvalidCoding
+	CodingNotAllowed
+	ConnectWithContent
+	HeadTooLarge
+	TooManyFields
+	UnderscoreInHead
+	HeadTimeout     // not whole in time
+	MalformedStream // of HTTP/2
+	StreamHeadTooLarge
+	TooManyStreams
+
+	// What the client did beside that.
 
 	MissingHost
 	PathNormalization
@@ -74,6 +97,27 @@ type Failure struct {
 const resetBody = "upstream connect error or disconnect/reset before headers. reset reason: "
 
 var table = [kinds]Failure{
+	BadRequest:             client(400, "http1.codec_error"),
+	BadMajorVersion:        client(505, "http1.codec_error"),
+	LowVersion:             client(426, "low_version"),
+	InvalidTarget:          client(400, "http1.invalid_url"),
+	InvalidScheme:          client(400, "http1.invalid_scheme"),
+	InvalidHost:            client(400, "http1.invalid_host"),
+	InvalidConnection:      client(400, "http1.connection_header_rejected"),
+	InvalidContentLength:   client(400, "http1.invalid_content_length"),
+	ContentLengthAndCoding: client(400, "http1.content_length_and_chunked_not_allowed"),
+	UnknownCoding:          client(501, "http1.invalid_transfer_encoding"),
+	InvalidCoding:          client(400, "http1.invalid_transfer_encoding"),
+	CodingNotAllowed:       client(400, "http1.transfer_encoding_not_allowed"),
+	ConnectWithContent:     client(400, "http1.body_disallowed"),
+	HeadTooLarge:           client(431, "http1.headers_too_large"),
+	TooManyFields:          client(431, "http1.too_many_headers"),
+	UnderscoreInHead:       client(400, "http1.unexpected_underscore"),
+	HeadTimeout:            {408, codes.DeadlineExceeded, 0, "request_header_timeout", "", nil},
+	MalformedStream:        client(400, "http2.violation.of.messaging.rule"),
+	StreamHeadTooLarge:     client(431, "http2.headers_too_large"),
+	TooManyStreams:         {503, codes.Unavailable, 0, "http2.too_many_streams", "", nil},
+
 	MissingHost:       {400, codes.Internal, DPE, "missing_host_header", "Bad Request", nil},
 	PathNormalization: {400, codes.Internal, DPE, "path_normalization_failed", "Bad Request", nil},
 	PathFragment:      {400, codes.Internal, DPE, "path_has_fragment", "Bad Request", nil},
@@ -109,6 +153,11 @@ var table = [kinds]Failure{
 	ConnectTimeout:        reset(503, UF, "connection_timeout", "connection timeout"),
 	TLSFailure:            reset(503, UF, "remote_connection_failure|TLS_error", "remote connection failure"),
 	UpstreamProtocol:      reset(502, UPE, "protocol_error", "protocol error"),
+}
+
+// client is a request that a codec refused; its response is the codec's.
+func client(status int, details string) Failure {
+	return Failure{status, codes.Internal, DPE, details, "", nil}
 }
 
 // reset is the failure of an attempt without a response.

@@ -1,20 +1,22 @@
 package http1
 
-import "sallyport/sidecar/message"
+import (
+	"sallyport/sidecar/failure"
+	"sallyport/sidecar/message"
+)
 
 // maxFieldCount leaves room for the pseudo-header fields.
 const maxFieldCount = message.MaxFields - 8
 
 // Error is a message that was refused. The values are shared: do not change them.
 type Error struct {
-	Status int    // what a server answers; a client treats every Error as a broken peer
-	Detail string // response code details, in Envoy's wording where it has one
-	Reason string // a sentence for the log
+	Kind   failure.Kind // what a server answers; a client treats every Error as a broken peer
+	Reason string       // a sentence for the log
 }
 
 func (e *Error) Error() string { return "http1: " + e.Reason }
 
-func bad(reason string) *Error { return &Error{400, "http1.codec_error", reason} }
+func bad(reason string) *Error { return &Error{failure.BadRequest, reason} }
 
 // Head lines (RFC 9112 §2 to §5).
 var (
@@ -27,40 +29,40 @@ var (
 	errEmptyName    = bad("empty field name (RFC 9110 §5.1)")
 	errNameSpace    = bad("whitespace between field name and colon (RFC 9112 §5.1)")
 	errFold         = bad("obsolete line folding (RFC 9112 §5.2)")
-	errUnderscore   = &Error{400, "http1.unexpected_underscore", "underscore in a field name"}
-	errTooLarge     = &Error{431, "http1.headers_too_large", "head larger than the limit"}
-	errTooMany      = &Error{431, "http1.too_many_headers", "more fields than the limit"}
+	errUnderscore   = &Error{failure.UnderscoreInHead, "underscore in a field name"}
+	errTooLarge     = &Error{failure.HeadTooLarge, "head larger than the limit"}
+	errTooMany      = &Error{failure.TooManyFields, "more fields than the limit"}
 	errMethod       = bad("invalid method (RFC 9110 §9.1)")
 	errMethodName   = bad("unregistered method, and custom methods are not allowed")
 	errRequestLine  = bad("malformed request line (RFC 9112 §3)")
 	errVersion      = bad("malformed HTTP version (RFC 9112 §2.3)")
-	errMajor        = &Error{505, "http1.codec_error", "HTTP major version is not 1 (RFC 9110 §15.6.6)"}
-	errMinor        = &Error{426, "low_version", "HTTP minor version is neither 0 nor 1"}
-	errHTTP10       = &Error{426, "low_version", "HTTP/1.0 is not accepted here"}
-	errTarget       = &Error{400, "http1.invalid_url", "invalid character in the request target (RFC 9112 §3.2)"}
-	errFragment     = &Error{400, "http1.invalid_url", "fragment in the request target (RFC 9112 §3.2)"}
-	errEscape       = &Error{400, "http1.invalid_url", "invalid percent-encoding in the path (RFC 3986 §2.1)"}
-	errTargetForm   = &Error{400, "http1.invalid_url", "request target of a form that the method does not have (RFC 9112 §3.2)"}
-	errAbsolute     = &Error{400, "http1.invalid_url", "absolute-form target is not accepted here"}
-	errScheme       = &Error{400, "http1.invalid_scheme", "scheme of the request target is neither http nor https"}
-	errAuthority    = &Error{400, "http1.invalid_url", "invalid authority in the request target (RFC 9110 §4.2)"}
-	errHost         = &Error{400, "http1.invalid_host", "invalid Host (RFC 9112 §3.2)"}
-	errHosts        = &Error{400, "http1.invalid_host", "more than one Host (RFC 9112 §3.2)"}
-	errNoHost       = &Error{400, "missing_host_header", "no Host (RFC 9112 §3.2)"}
+	errMajor        = &Error{failure.BadMajorVersion, "HTTP major version is not 1 (RFC 9110 §15.6.6)"}
+	errMinor        = &Error{failure.LowVersion, "HTTP minor version is neither 0 nor 1"}
+	errHTTP10       = &Error{failure.LowVersion, "HTTP/1.0 is not accepted here"}
+	errTarget       = &Error{failure.InvalidTarget, "invalid character in the request target (RFC 9112 §3.2)"}
+	errFragment     = &Error{failure.InvalidTarget, "fragment in the request target (RFC 9112 §3.2)"}
+	errEscape       = &Error{failure.InvalidTarget, "invalid percent-encoding in the path (RFC 3986 §2.1)"}
+	errTargetForm   = &Error{failure.InvalidTarget, "request target of a form that the method does not have (RFC 9112 §3.2)"}
+	errAbsolute     = &Error{failure.InvalidTarget, "absolute-form target is not accepted here"}
+	errScheme       = &Error{failure.InvalidScheme, "scheme of the request target is neither http nor https"}
+	errAuthority    = &Error{failure.InvalidTarget, "invalid authority in the request target (RFC 9110 §4.2)"}
+	errHost         = &Error{failure.InvalidHost, "invalid Host (RFC 9112 §3.2)"}
+	errHosts        = &Error{failure.InvalidHost, "more than one Host (RFC 9112 §3.2)"}
+	errNoHost       = &Error{failure.MissingHost, "no Host (RFC 9112 §3.2)"}
 	errStatusLine   = bad("malformed status line (RFC 9112 §4)")
-	errConnOptions  = &Error{400, "http1.connection_header_rejected", "too many or malformed connection options (RFC 9110 §7.6.1)"}
-	errConnNominate = &Error{400, "http1.connection_header_rejected", "Connection names a field that is not hop-by-hop (RFC 9110 §7.6.1)"}
+	errConnOptions  = &Error{failure.InvalidConnection, "too many or malformed connection options (RFC 9110 §7.6.1)"}
+	errConnNominate = &Error{failure.InvalidConnection, "Connection names a field that is not hop-by-hop (RFC 9110 §7.6.1)"}
 )
 
 // Framing (RFC 9112 §6 and §7).
 var (
-	errLength       = &Error{400, "http1.invalid_content_length", "Content-Length is not one decimal number (RFC 9110 §8.6)"}
-	errLengths      = &Error{400, "http1.invalid_content_length", "more than one Content-Length (RFC 9112 §6.3)"}
-	errLengthCoding = &Error{400, "http1.content_length_and_chunked_not_allowed", "both Content-Length and Transfer-Encoding (RFC 9112 §6.1)"}
-	errCoding       = &Error{501, "http1.invalid_transfer_encoding", "Transfer-Encoding other than chunked (RFC 9112 §6.1)"}
-	errCodings      = &Error{400, "http1.invalid_transfer_encoding", "more than one Transfer-Encoding (RFC 9112 §6.1)"}
-	errCoding10     = &Error{400, "http1.transfer_encoding_not_allowed", "Transfer-Encoding in HTTP/1.0 (RFC 9112 §6.1)"}
-	errConnectBody  = &Error{400, "http1.body_disallowed", "CONNECT with content (RFC 9110 §9.3.6)"}
+	errLength       = &Error{failure.InvalidContentLength, "Content-Length is not one decimal number (RFC 9110 §8.6)"}
+	errLengths      = &Error{failure.InvalidContentLength, "more than one Content-Length (RFC 9112 §6.3)"}
+	errLengthCoding = &Error{failure.ContentLengthAndCoding, "both Content-Length and Transfer-Encoding (RFC 9112 §6.1)"}
+	errCoding       = &Error{failure.UnknownCoding, "Transfer-Encoding other than chunked (RFC 9112 §6.1)"}
+	errCodings      = &Error{failure.InvalidCoding, "more than one Transfer-Encoding (RFC 9112 §6.1)"}
+	errCoding10     = &Error{failure.CodingNotAllowed, "Transfer-Encoding in HTTP/1.0 (RFC 9112 §6.1)"}
+	errConnectBody  = &Error{failure.ConnectWithContent, "CONNECT with content (RFC 9110 §9.3.6)"}
 	errChunkSize    = bad("invalid chunk size (RFC 9112 §7.1)")
 	errChunkHuge    = bad("chunk size overflows (RFC 9112 §7.1)")
 	errChunkExt     = bad("invalid chunk extension (RFC 9112 §7.1.1)")

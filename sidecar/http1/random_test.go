@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/message"
 )
 
@@ -89,7 +90,7 @@ func TestAnyUseOfAServerKeepsTheRules(t *testing.T) {
 				n, err := p.c.Feed(kept[:r.IntN(len(kept)+1)])
 				kept = kept[n:]
 				if err != nil {
-					p.c.Refuse(err.(*Error).Status)
+					p.c.Refuse(failure.Of(err.(*Error).Kind).Status)
 				}
 			case 0, 1, 2, 3:
 				if p.s != nil && p.c.r != nil {

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/message"
 )
 
@@ -297,8 +298,8 @@ func TestErrorsHaveTheStatusThatTheAnswerNeeds(t *testing.T) {
 	for e, status := range map[*Error]int{
 		errBareLF: 400, errTooLarge: 431, errTooMany: 431, errHTTP10: 426, errMinor: 426, errMajor: 505, errCoding: 501, errNoHost: 400,
 	} {
-		if e.Status != status {
-			t.Errorf("%v: status %d, want %d", e, e.Status, status)
+		if got := failure.Of(e.Kind).Status; got != status {
+			t.Errorf("%v: status %d, want %d", e, got, status)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/message"
 )
 
@@ -279,7 +280,7 @@ func TestWhatWasMeantForARefusedConnectIsNoRequest(t *testing.T) {
 func TestRefuseAnswersOnce(t *testing.T) {
 	p := newPeer(t, nil)
 	_, err := p.feed("GET / HTTP/1.1\r\n\r\n", 1000)
-	p.c.Refuse(err.(*Error).Status)
+	p.c.Refuse(failure.Of(err.(*Error).Kind).Status)
 	want := "HTTP/1.1 400 Bad Request\r\ncontent-length: 11\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\nBad Request"
 	if got := p.out.take(); got != want || !p.c.ShouldClose() {
 		t.Errorf("sent %q", got)

@@ -113,19 +113,19 @@ func (h *httpServer) countRefused(status int) {
 	switch status {
 	case 431:
 		h.stats.Inc(stream.StatRqTooLarge)
-		h.logRefused(stream.ProtocolHTTP2, status, 0, failure.DPE, "http2.headers_too_large")
+		h.logRefused(stream.ProtocolHTTP2, failure.StreamHeadTooLarge, status, 0)
 	case 400:
-		h.logRefused(stream.ProtocolHTTP2, 0, 0, failure.DPE, "http2.violation.of.messaging.rule")
+		h.logRefused(stream.ProtocolHTTP2, failure.MalformedStream, 0, 0)
 	}
 }
 
-// logRefused writes the line of a request that no stream was made for.
-func (h *httpServer) logRefused(p stream.Protocol, status, sent int, flags failure.Flags, detail string) {
+// logRefused writes the line of a request that no stream was made for; status is what the client got, 0 for a reset.
+func (h *httpServer) logRefused(p stream.Protocol, k failure.Kind, status, sent int) {
 	if len(h.Manager().AccessLogs) == 0 {
 		return
 	}
 	r := stream.Record(&h.k.Connection, h.k.Worker.Now())
-	r.Manager, r.Protocol, r.Status, r.Flags, r.Details = h.Manager(), p, status, flags, detail
+	r.Manager, r.Protocol, r.Status, r.Flags, r.Details = h.Manager(), p, status, failure.Of(k).Flags, failure.Of(k).Details
 	r.Sent = uint64(sent)
 	for _, l := range h.Manager().AccessLogs {
 		l.Log(r)
@@ -201,12 +201,11 @@ func (h *httpServer) data1(p []byte) int {
 		n += k
 		if err != nil {
 			h.stats.Inc(stream.StatCxProtocolError)
-			status, detail := 400, "http1.codec_error"
-			var e *http1.Error
-			if errors.As(err, &e) {
-				status, detail = e.Status, e.Detail
+			k := failure.BadRequest
+			if e := (*http1.Error)(nil); errors.As(err, &e) {
+				k = e.Kind
 			}
-			h.refuse(status, failure.DPE, detail)
+			h.refuse(k)
 		}
 		if h.h1.ShouldClose() {
 			h.end()
@@ -241,12 +240,13 @@ func (a *acceptor1) RefusalFields(b []byte) []byte {
 }
 
 // refuse answers, counts and logs a request that the codec did not take, or that did not come in time.
-func (h *httpServer) refuse(status int, flags failure.Flags, detail string) {
+func (h *httpServer) refuse(k failure.Kind) {
+	status := failure.Of(k).Status
 	n := h.h1.Refuse(status)
 	if n < 0 {
 		return // a response was begun: its stream has the line in the log
 	}
-	h.logRefused(stream.ProtocolHTTP11, status, n, flags, detail)
+	h.logRefused(stream.ProtocolHTTP11, k, status, n)
 	h.stats.Inc(stream.StatRqTotal)
 	h.stats.Inc(stream.StatRq1xx + status/100 - 1)
 	h.stats.Inc(stream.StatRqInvalid)

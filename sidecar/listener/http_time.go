@@ -72,15 +72,15 @@ func (h *httpServer) headTimeout() {
 		return
 	}
 	_, idle := h.headTime()
-	flags, detail := failure.Flags(0), "request_header_timeout"
+	k := failure.HeadTimeout
 	if idle {
-		flags, detail = failure.SI, "stream_idle_timeout"
+		k = failure.IdleTimeout
 		h.stats.Inc(stream.StatRqIdleTimeout)
 	} else {
 		h.stats.Inc(stream.StatRqTimeout)
 	}
 	if h.h2 != nil {
-		h.logRefused(stream.ProtocolHTTP2, 0, 0, flags, detail)
+		h.logRefused(stream.ProtocolHTTP2, k, 0, 0)
 		h.draining, h.late = true, true
 		h.h2.GoAway(false)
 		if h.active == 0 {
@@ -91,7 +91,7 @@ func (h *httpServer) headTimeout() {
 	if h.h1 == nil {
 		h.start1() // part of a preface: a client may see what the matter is all the same
 	}
-	h.refuse(408, flags, detail)
+	h.refuse(k)
 	h.end()
 }
 

@@ -114,7 +114,7 @@ func (t *tcpSession) choose() *route.WeightedCluster {
 func (t *tcpSession) dial() {
 	if t.cluster == nil {
 		t.stats.Inc(tcpNoRoute)
-		t.finish(failure.NC, "")
+		t.finish(failure.NoCluster, "")
 		return
 	}
 	t.attempts++
@@ -125,12 +125,12 @@ func (t *tcpSession) dial() {
 	}
 	host := t.cluster.Host(&pick)
 	if host == nil {
-		t.finish(failure.UH, "")
+		t.finish(failure.NoHealthyUpstream, "")
 		return
 	}
 	if t.toItself(host.Address()) {
 		t.k.local.parent.server.limitedLog("connection to the listener that accepted it was not made", "listener", t.k.cfg.Name, "cluster", t.cluster.Config.Name, "address", host.Address())
-		t.finish(failure.UH, "")
+		t.finish(failure.NoHealthyUpstream, "")
 		return
 	}
 	if t.record != nil {
@@ -139,7 +139,7 @@ func (t *tcpSession) dial() {
 	}
 	t.up = host.DialTCP(t.k.Worker, (*tcpUpstream)(t), t.k.Source)
 	if t.up == nil {
-		t.finish(failure.UO, "")
+		t.finish(failure.Overflow, "")
 	}
 }
 
@@ -152,8 +152,9 @@ func (t *tcpSession) toItself(to netip.AddrPort) bool {
 	return t.k.ownDst && t.cluster.Config.Discovery == upstream.OriginalDst && sameAddr(to, t.k.OriginalDst) && conn.IsOwn(to.Addr())
 }
 
-// finish ends the session: both sides are closed, the log is written once.
-func (t *tcpSession) finish(flags failure.Flags, failure string) {
+// finish ends the session, in order or with a failure: both sides are closed,
+// the log is written once. text says more of a failed connection.
+func (t *tcpSession) finish(k failure.Kind, text string) {
 	if t.ended {
 		return
 	}
@@ -162,8 +163,8 @@ func (t *tcpSession) finish(flags failure.Flags, failure string) {
 	t.life.Stop()
 	if t.record != nil {
 		r := t.record
-		r.Flags |= flags
-		r.UpstreamFailure = failure
+		r.Flags |= failure.Of(k).Flags
+		r.UpstreamFailure = text
 		r.Received, r.Sent = t.k.conn.BytesRead(), t.k.conn.BytesWritten()
 		r.Duration = t.k.Worker.Now().Sub(r.Start)
 		for _, l := range t.proxy.AccessLogs {
@@ -173,7 +174,7 @@ func (t *tcpSession) finish(flags failure.Flags, failure string) {
 			l.Log(r)
 		}
 	}
-	orderly := flags == 0
+	orderly := k == failure.None
 	t.partUpstream(orderly && t.kEOF)
 	t.k.conn.CloseAfterSlowFlush(t.patience(orderly && t.upEOF))
 }
@@ -272,7 +273,7 @@ func (t *tcpSession) Drained() {
 func (t *tcpSession) Closed(error) {
 	t.stats.Add(tcpRx, int64(t.k.conn.BytesRead()))
 	t.stats.Add(tcpTx, int64(t.k.conn.BytesWritten()))
-	t.finish(0, "")
+	t.finish(failure.None, "")
 }
 
 // idleTimeout ends a session in which nothing is received and nothing sent: what
@@ -293,13 +294,13 @@ func (t *tcpSession) idleTimeout() {
 		return
 	}
 	t.stats.Inc(tcpIdle)
-	t.finish(failure.SI, "")
+	t.finish(failure.IdleTimeout, "")
 }
 
 func (t *tcpSession) lifeTimeout() {
 	defer t.k.Worker.Guard(t.k.conn)
 	t.stats.Inc(tcpMaxDuration)
-	t.finish(failure.DT, "")
+	t.finish(failure.MaxDuration, "")
 }
 
 // tcpUpstream is the session as the handler of the upstream connection.
@@ -367,7 +368,7 @@ func (u *tcpUpstream) Closed(error) {
 	t.up = nil
 	if t.upReady {
 		if !t.kEOF || !t.upEOF { // else the client's connection ends by itself, when it has got what waits
-			t.finish(0, "")
+			t.finish(failure.None, "")
 		}
 		return
 	}
@@ -375,5 +376,5 @@ func (u *tcpUpstream) Closed(error) {
 		t.dial()
 		return
 	}
-	t.finish(failure.UF, text)
+	t.finish(failure.ConnectFailure, text)
 }

@@ -185,7 +185,7 @@ func (m *Matcher) tryPath(q *request) regex.Answer {
 
 func (m *Matcher) equal(p []byte) bool {
 	if m.Fold {
-		return equalFold(p, m.Path)
+		return message.EqualFold(p, m.Path)
 	}
 	return string(p) == m.Path
 }

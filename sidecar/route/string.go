@@ -6,6 +6,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"sallyport/sidecar/message"
 	"sallyport/sidecar/route/regex"
 )
 
@@ -213,22 +214,9 @@ func skips(s string) []int {
 
 func (m *StringMatcher) equal(b []byte) bool {
 	if m.fold {
-		return equalFold(b, m.value)
+		return message.EqualFold(b, m.value)
 	}
 	return string(b) == m.value
-}
-
-// equalFold compares with a string in lower case, ignoring the case of ASCII letters.
-func equalFold(b []byte, lower string) bool {
-	if len(b) != len(lower) {
-		return false
-	}
-	for i, c := range b {
-		if lowerByte(c) != lower[i] {
-			return false
-		}
-	}
-	return true
 }
 
 func lowerByte(c byte) byte {

@@ -155,7 +155,7 @@ func isHTTPS(h *message.Head, info MatchInfo) bool {
 		if h.NameAt(i) != message.XForwardedProto {
 			continue
 		}
-		if _, v := h.At(i); !equalFold(v, "https") {
+		if _, v := h.At(i); !message.EqualFold(v, "https") {
 			return false
 		}
 	}

@@ -170,7 +170,7 @@ func (s *Stream) Head(h *message.Head, end bool) {
 // (RFC 9110 §10.1.1): the proxy takes the content in any case, so the word is
 // its own to give, and the upstream is not asked.
 func (s *Stream) expect() {
-	if s.Manager.Proxy100 || !s.Request.Has(message.Expect) || !equalFold(s.Request.Get(message.Expect), "100-continue") {
+	if s.Manager.Proxy100 || !s.Request.Has(message.Expect) || !s.Request.HasElement(message.Expect, "100-continue") {
 		return
 	}
 	s.Request.RemoveName(message.Expect)

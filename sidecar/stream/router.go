@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"bytes"
 	"math/rand/v2"
 	"strconv"
 	"time"
@@ -148,41 +147,24 @@ func (s *Stream) upgradeAllowed() bool {
 	if !s.Request.Has(message.Upgrade) {
 		return true
 	}
-	list, _ := s.Request.Joined("upgrade")
-	for item := range bytes.SplitSeq(list, []byte(",")) {
-		if item = bytes.TrimSpace(item); !s.upgradeTo(item) {
+	for e := s.Request.Elements(message.Upgrade); e.Next(); {
+		if !s.upgradeTo(e.Element) {
 			return false
 		}
 	}
-	return true
+	return s.Request.CountElements(message.Upgrade) > 0
 }
 
 // upgradeTo says whether one protocol is configured; the route's word is the last.
 func (s *Stream) upgradeTo(name []byte) (allowed bool) {
 	for _, list := range [2][]route.Upgrade{s.Manager.Upgrades, s.forward.Upgrades} {
 		for _, u := range list {
-			if equalFold(name, u.Protocol) {
+			if message.EqualFold(name, u.Protocol) {
 				allowed = u.Enabled
 			}
 		}
 	}
 	return allowed
-}
-
-// equalFold compares with a lower-case ASCII string.
-func equalFold(b []byte, lower string) bool {
-	if len(b) != len(lower) {
-		return false
-	}
-	for i, c := range b {
-		if 'A' <= c && c <= 'Z' {
-			c |= 0x20
-		}
-		if c != lower[i] {
-			return false
-		}
-	}
-	return true
 }
 
 // hash combines the hash policies as Envoy does: each result is rotated into
