@@ -191,8 +191,10 @@ func (s *Stream) dropInput() {
 	if s.delivering {
 		return // the receiver has a view of it; deliver comes back here
 	}
-	s.c.hold(-int64(s.in.Len()))
-	s.in.Release()
+	if n := s.in.Len(); n > 0 {
+		s.c.hold(-int64(n))
+		s.in.Release()
+	}
 	s.inEnd = false
 	if s.inTail != nil {
 		s.c.spare.put(s.inTail)

@@ -143,7 +143,9 @@ type memory struct {
 
 func (m *memory) add(id uint32) {
 	if id > m.top {
-		m.forget(id)
+		if id != m.top+2 {
+			m.forget(id)
+		}
 		m.top = id
 	} else if m.older(id) {
 		return
@@ -151,13 +153,13 @@ func (m *memory) add(id uint32) {
 	m.bits[id>>1%memorySpan/64] |= 1 << (id >> 1 % 64)
 }
 
-// forget clears the places of the streams between top and id, which others had before.
+// forget clears the places of the streams between top and id, which others had before; id gets its own anew.
 func (m *memory) forget(id uint32) {
 	if id-m.top >= 2*memorySpan {
 		m.bits = [memorySpan / 64]uint64{}
 		return
 	}
-	for n := m.top>>1 + 1; n <= id>>1; n++ {
+	for n := m.top>>1 + 1; n < id>>1; n++ {
 		m.bits[n%memorySpan/64] &^= 1 << (n % 64)
 	}
 }

@@ -85,7 +85,9 @@ func (c *Conn) newStream() *Stream {
 	} else {
 		s = new(Stream)
 	}
-	*s = Stream{c: c, length: -1, since: c.out.NowMono(), sendWindow: c.peerWindow, recvWindow: int64(c.o.InitialStreamWindow)}
+	*s = Stream{}
+	s.c, s.length, s.since = c, -1, c.out.NowMono()
+	s.sendWindow, s.recvWindow = c.peerWindow, int64(c.o.InitialStreamWindow)
 	if !c.acked {
 		s.recvWindow = max(s.recvWindow, defaultWindow) // the peer may not know ours yet (§6.9.3)
 	}
@@ -190,11 +192,17 @@ func (s *Stream) dropOutput() {
 	if s.turnIn != nil {
 		s.turnIn.remove(s)
 	}
-	s.c.waiting -= s.out.Len()
-	s.out.Release()
+	if n := s.out.Len(); n > 0 {
+		s.c.waiting -= n
+		s.out.Release()
+	}
 	s.outEnd, s.headEnd = false, false
-	s.c.unpark(&s.firstHead)
-	s.c.unpark(&s.tail)
+	if s.firstHead != nil {
+		s.c.unpark(&s.firstHead)
+	}
+	if s.tail != nil {
+		s.c.unpark(&s.tail)
+	}
 }
 
 // park keeps a copy of a head that has to wait: fields must be encoded when they are sent.
@@ -206,11 +214,9 @@ func (c *Conn) park(to **message.Head, h *message.Head) {
 
 // unpark ends that.
 func (c *Conn) unpark(at **message.Head) {
-	if h := *at; h != nil {
-		c.waiting -= headCost(h)
-		c.spare.put(h)
-		*at = nil
-	}
+	c.waiting -= headCost(*at)
+	c.spare.put(*at)
+	*at = nil
 }
 
 // headCost is about the memory of a head.

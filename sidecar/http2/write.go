@@ -181,10 +181,10 @@ func (c *Conn) fields(b []byte, s *Stream, h *message.Head) []byte {
 // A server resets what is too large, and for many of those it ends the connection with the requests of all others.
 func (s *Stream) fits(h *message.Head) bool {
 	c := s.c
-	size, n := h.Size()+32*h.Len(), h.Len()
-	if size <= int(c.peerHeaders) && n < c.o.MaxHeaderCount {
+	if h.SizeAtMost()+32*h.Len() <= int(c.peerHeaders) && h.Len() <= c.o.MaxHeaderCount {
 		return true
 	}
+	size, n := h.Size()+32*h.Len(), h.Len()
 	// What is not sent is not counted.
 	for i := range h.Len() {
 		if name, value := h.At(i); fates[h.NameAt(i)] == drop {

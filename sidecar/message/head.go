@@ -6,6 +6,7 @@
 package message
 
 import (
+	"slices"
 	"strconv"
 	"unsafe"
 )
@@ -69,6 +70,12 @@ func (h *Head) Size() int {
 	}
 	return n
 }
+
+// longestName is the length of the longest known name, which no arena holds.
+var longestName = len(slices.MaxFunc(names[:], func(a, b string) int { return len(a) - len(b) }))
+
+// SizeAtMost is no less than Size, and costs no look at each field.
+func (h *Head) SizeAtMost() int { return len(h.arena) + longestName*len(h.fields) }
 
 // At returns the i-th field. The name of an unknown field is a view of the arena.
 func (h *Head) At(i int) (name string, value []byte) {

@@ -184,3 +184,17 @@ func BenchmarkHeadReset(b *testing.B) {
 		h.Reset()
 	}
 }
+
+func TestSizeAtMostIsNoLessThanSize(t *testing.T) {
+	var h Head
+	for n := Method; n < nameCount; n++ {
+		h.AddNameString(n, "")
+		h.AddString("x-unknown", "value")
+		if n%7 == 0 {
+			h.SetNameString(n, "again")
+		}
+		if h.SizeAtMost() < h.Size() {
+			t.Fatalf("%d, of a head of %d bytes", h.SizeAtMost(), h.Size())
+		}
+	}
+}
