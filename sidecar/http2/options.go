@@ -8,7 +8,8 @@
 // The files: conn.go is the connection, frame.go the rules of frames,
 // control.go, data.go and headers.go what each frame does, request.go and
 // response.go what a head must be, stream.go the way to send, write.go what
-// goes out and in which order, limits.go the defenses by count, sweep.go those by time.
+// goes out and in which order, pressure.go who is held back when it does not, limits.go the defenses by count, sweep.go
+// those by time.
 package http2
 
 import (
