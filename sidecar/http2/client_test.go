@@ -275,17 +275,19 @@ func TestAHeadThatTheServerWouldNotTakeIsNotSent(t *testing.T) {
 	const pseudo = 3 + 7 + 7 + 5 + 10 + 1 + 5 + 1 + 4*32
 	for _, c := range []struct {
 		name     string
+		count    int
 		h        *message.Head
 		settings []http2.Setting
 		sent     bool
 	}{
-		{"as many fields as may be", fields(96), noSettings, true},
-		{"one field more", fields(97), noSettings, false},
-		{"as large as may be", fields(0, "x="+strings.Repeat("y", 1000)), []http2.Setting{{ID: http2.SettingMaxHeaderListSize, Val: pseudo + 1033}}, true},
-		{"a byte more", fields(0, "x="+strings.Repeat("y", 1001)), []http2.Setting{{ID: http2.SettingMaxHeaderListSize, Val: pseudo + 1033}}, false},
-		{"large, and no limit is known", fields(0, "x="+strings.Repeat("y", 100_000)), noSettings, true},
+		{"as many fields as may be", 100, fields(96), noSettings, true},
+		{"one field more", 100, fields(97), noSettings, false},
+		{"many fields, and no limit is known", 0, fields(200), noSettings, true},
+		{"as large as may be", 0, fields(0, "x="+strings.Repeat("y", 1000)), []http2.Setting{{ID: http2.SettingMaxHeaderListSize, Val: pseudo + 1033}}, true},
+		{"a byte more", 0, fields(0, "x="+strings.Repeat("y", 1001)), []http2.Setting{{ID: http2.SettingMaxHeaderListSize, Val: pseudo + 1033}}, false},
+		{"large, and no limit is known", 0, fields(0, "x="+strings.Repeat("y", 100_000)), noSettings, true},
 	} {
-		k := newTestClient(t, nil, c.settings...)
+		k := newTestClient(t, &Options{MaxHeaderCount: c.count}, c.settings...)
 		r := k.open(c.h, true)
 		if got := strings.HasPrefix(k.frames(), "HEADERS"); got != c.sent || (r.reset == message.HeaderTooLarge) == c.sent || k.c.ActiveStreams() > 1 {
 			t.Errorf("%s: sent %v, %v", c.name, got, r.reset)

@@ -49,7 +49,8 @@ type Options struct {
 	// HeaderTableSize of HPACK in both directions: 4 KiB (hpack_table_size).
 	HeaderTableSize uint32
 	// MaxHeaderBytes and MaxHeaderCount bound a header list that is received, each field
-	// counting 32 bytes beside its own: 60 KiB and 100, as Envoy's. On a client MaxHeaderCount bounds requests, too.
+	// counting 32 bytes beside its own: 60 KiB and 100, as Envoy's. On a client a
+	// MaxHeaderCount that is set bounds requests, too: who sets it for a cluster knows its servers.
 	MaxHeaderBytes, MaxHeaderCount int
 	// AllowConnect offers extended CONNECT to clients (RFC 8441; allow_connect).
 	AllowConnect bool
@@ -88,6 +89,8 @@ type Options struct {
 	// overload.premature_reset_total_stream_count, a fifth of it a second, and one for each stream that was answered.
 	// On a client it is after how many such streams the connection is Worn: 100.
 	MaxResets int
+
+	maxRequestCount int // of fields that a client sends
 }
 
 // InputLimit is how many bytes Feed may leave unconsumed while it waits for more:
@@ -128,6 +131,11 @@ func (o *Options) filled(server bool) Options {
 	f.HoldLimit = max(f.HoldLimit, int(f.InitialConnWindow))
 	if !server {
 		f.HoldLimit = math.MaxInt // see Conn.hold
+		if o == nil || o.MaxHeaderCount == 0 {
+			f.maxRequestCount = math.MaxInt
+		} else {
+			f.maxRequestCount = o.MaxHeaderCount
+		}
 	}
 	f.MaxFrameSize = min(max(f.MaxFrameSize, minMaxFrame), maxMaxFrame)
 	f.MaxHeaderCount = min(f.MaxHeaderCount, message.MaxFields)

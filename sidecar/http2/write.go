@@ -177,11 +177,11 @@ func (c *Conn) fields(b []byte, s *Stream, h *message.Head) []byte {
 }
 
 // fits says on a client whether the server will take the head: SETTINGS_MAX_HEADER_LIST_SIZE (§10.5.1) says how large
-// it may be, and nothing how many fields it may have, so that is what this side would take, as Envoy's max_headers_count.
+// it may be, and nothing but configuration how many fields it may have.
 // A server resets what is too large, and for many of those it ends the connection with the requests of all others.
 func (s *Stream) fits(h *message.Head) bool {
 	c := s.c
-	if h.SizeAtMost()+32*h.Len() <= int(c.peerHeaders) && h.Len() <= c.o.MaxHeaderCount {
+	if h.SizeAtMost()+32*h.Len() <= int(c.peerHeaders) && h.Len() <= c.o.maxRequestCount {
 		return true
 	}
 	size, n := h.Size()+32*h.Len(), h.Len()
@@ -204,7 +204,7 @@ func (s *Stream) fits(h *message.Head) bool {
 	if s.extended {
 		add(h.Get(message.Upgrade), message.Protocol)
 	}
-	return size <= int(c.peerHeaders) && n <= c.o.MaxHeaderCount
+	return size <= int(c.peerHeaders) && n <= c.o.maxRequestCount
 }
 
 // allowance is how much content of n bytes may be sent as one frame.
