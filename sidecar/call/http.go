@@ -94,7 +94,7 @@ func (c *Call) Start(done func()) {
 		d = DefaultTimeout
 	}
 	c.worker.Schedule(&c.timer, d)
-	c.try.Start(host, &c.head, &c.body, exchange.Options{Downstream: upstream.HTTP1})
+	c.try.Start(host, &c.head, &c.body, exchange.Options{Downstream: message.HTTP11})
 }
 
 // choose picks a host of the cluster.

@@ -96,7 +96,7 @@ func Open(w *loop.Worker, cluster *upstream.Ref, m *Method, r Receiver) *Stream 
 	for _, v := range m.Metadata {
 		h.AddString(v.Name, v.Value)
 	}
-	s.try.Start(host, h, &s.body, exchange.Options{Downstream: upstream.HTTP2})
+	s.try.Start(host, h, &s.body, exchange.Options{Downstream: message.HTTP2})
 	return s
 }
 
@@ -175,7 +175,7 @@ type streamUser Stream
 
 // Ready sees to it that gRPC goes over HTTP/2, which it is defined for.
 func (u *streamUser) Ready(x *exchange.Exchange) {
-	if s := (*Stream)(u); !x.Client().HTTP2() {
+	if s := (*Stream)(u); !x.Client().Version().Multiplexed() {
 		s.close(Status{Code: codes.Unavailable, Message: "the host speaks HTTP/1.1; gRPC needs HTTP/2", Failure: failure.UpstreamProtocol})
 	}
 }

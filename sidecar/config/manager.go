@@ -8,6 +8,7 @@ import (
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 
+	"sallyport/sidecar/codec"
 	"sallyport/sidecar/config/fields"
 	"sallyport/sidecar/filter/list"
 	"sallyport/sidecar/metric"
@@ -60,9 +61,11 @@ func (c *compiler) manager(path string, m *hcmv3.HttpConnectionManager) *stream.
 	at := func(field string) string { return fields.At(path, field) }
 	checkFields(c.report, path, m, managerFields)
 	o := &stream.Manager{
-		StatPrefix:        m.GetStatPrefix(),
-		HTTP1:             c.http1Options(at("http_protocol_options"), m.GetHttpProtocolOptions()),
-		HTTP2:             c.http2Options(at("http2_protocol_options"), m.GetHttp2ProtocolOptions()),
+		StatPrefix: m.GetStatPrefix(),
+		Options: codec.Options{
+			HTTP1: c.http1Options(at("http_protocol_options"), m.GetHttpProtocolOptions()),
+			HTTP2: c.http2Options(at("http2_protocol_options"), m.GetHttp2ProtocolOptions()),
+		},
 		StreamIdle:        c.duration(at("stream_idle_timeout"), m.GetStreamIdleTimeout(), defaultStreamIdle),
 		RequestTime:       c.duration(at("request_timeout"), m.GetRequestTimeout(), 0),
 		RequestHeaders:    c.duration(at("request_headers_timeout"), m.GetRequestHeadersTimeout(), 0),
@@ -141,11 +144,11 @@ func (c *compiler) managerCommon(path string, m *corev3.HttpProtocolOptions, o *
 func (c *compiler) managerEnums(path string, m *hcmv3.HttpConnectionManager, o *stream.Manager) {
 	switch m.GetCodecType() {
 	case hcmv3.HttpConnectionManager_AUTO:
-		o.Codec = stream.Auto
+		o.Codec = codec.Auto
 	case hcmv3.HttpConnectionManager_HTTP1:
-		o.Codec = stream.HTTP1
+		o.Codec = codec.HTTP1
 	case hcmv3.HttpConnectionManager_HTTP2:
-		o.Codec = stream.HTTP2
+		o.Codec = codec.HTTP2
 	default:
 		c.Errorf(fields.At(path, "codec_type"), "%s is not implemented", m.GetCodecType())
 	}

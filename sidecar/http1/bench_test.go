@@ -27,17 +27,20 @@ const (
 // echo answers each request at its end, as a stream would, without keeping anything.
 type echo struct {
 	quiet
-	s    *ServerStream
+	s    message.Sender
 	head message.Head
 	body []byte
 }
 
-func (e *echo) NewStream(s *ServerStream) message.Receiver { e.s = s; return e }
-func (e *echo) Trailers(*message.Head)                     {}
-func (e *echo) Reset(message.Reason)                       {}
-func (e *echo) Drained()                                   {}
-func (e *echo) Data(_ []byte, end bool)                    { e.answer(end) }
-func (e *echo) Head(_ *message.Head, end bool)             { e.answer(end) }
+func (e *echo) NewStream(s message.Sender, _ message.Version) message.Receiver {
+	e.s = s
+	return e
+}
+func (e *echo) Trailers(*message.Head)         {}
+func (e *echo) Reset(message.Reason)           {}
+func (e *echo) Drained()                       {}
+func (e *echo) Data(_ []byte, end bool)        { e.answer(end) }
+func (e *echo) Head(_ *message.Head, end bool) { e.answer(end) }
 func (e *echo) answer(end bool) {
 	if end {
 		e.s.Head(&e.head, len(e.body) == 0)
@@ -71,7 +74,7 @@ func (nobody) Drained()                 {}
 func clientExchange(t testing.TB, c *ClientConn, out *sink, h *message.Head, response []byte) {
 	c.Open(nobody{}).Head(h, true)
 	out.b.Consume(out.b.Len())
-	if n, err := c.Feed(response); n != len(response) || err != nil || !c.Reusable() {
+	if n, err := c.Feed(response); n != len(response) || err != nil || c.Capacity() != 1 {
 		t.Fatal(n, err)
 	}
 }
@@ -91,7 +94,7 @@ func TestAnExchangeAllocatesNothing(t *testing.T) {
 		}
 	}
 	out := newSink()
-	c := NewClient(out, nil)
+	c := NewClient(out, nil, quiet{})
 	h := head(":method", "GET", ":authority", "h", ":path", "/", "user-agent", "x", "x-custom", "y")
 	for name, raw := range map[string]string{
 		"length": smallResponse, "chunked": "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
@@ -143,7 +146,7 @@ func BenchmarkServerExchangeChunked8K(b *testing.B) {
 
 func BenchmarkClientExchange(b *testing.B) {
 	out := newSink()
-	c := NewClient(out, nil)
+	c := NewClient(out, nil, quiet{})
 	h := head(":method", "GET", ":authority", "h", ":path", "/", "user-agent", "x", "x-custom", "y")
 	p := []byte(smallResponse)
 	b.ReportAllocs()

@@ -22,27 +22,32 @@ const (
 	maxEarly = 64 << 10
 )
 
+// ClientOwner has a ClientConn.
+type ClientOwner interface {
+	// StreamClosed is called when an exchange is over: request and response
+	// are complete, or the ClientStream was reset. Capacity says whether the
+	// connection can have another, which may be opened from within the call;
+	// where it cannot, the owner closes.
+	StreamClosed()
+	// Resumed asks the owner to feed the bytes it kept again, after the
+	// call that this one came from has returned.
+	Resumed()
+	// SendEOF is called when a tunnel's sending side ended: the owner
+	// shuts down writing once the Output is empty.
+	SendEOF()
+}
+
 // ClientConn is the client side of one connection: one exchange at a time.
 //
 // A Head that a Receiver is given may be taken by exchange: *own, *h = *h, *own.
 type ClientConn struct {
-	// OnExchangeDone is called when an exchange is over: request and response
-	// are complete, or the ClientStream was reset. Reusable says whether the
-	// connection can have another, which may be opened from within the call;
-	// where it cannot, the caller closes.
-	OnExchangeDone func()
-	// OnResume asks the caller to feed the bytes it kept again, after the
-	// call that this one came from has returned.
-	OnResume func()
-	// OnSendEOF is called when a tunnel's sending side ended: the caller
-	// shuts down writing once the Output is empty.
-	OnSendEOF func()
-	// Turn bounds what Feed does in a turn of the loop.
+	// Turn bounds what Feed does in a turn of the loop, which is one call.
 	Turn message.Turn
 
 	out    Output
 	o      *Options
 	limits limits
+	owner  ClientOwner
 
 	r      message.Receiver
 	stream ClientStream
@@ -67,18 +72,18 @@ type ClientConn struct {
 }
 
 // NewClient returns the codec of an established connection.
-func NewClient(out Output, o *Options) *ClientConn {
+func NewClient(out Output, o *Options, owner ClientOwner) *ClientConn {
 	if o == nil {
 		o = new(Options)
 	}
-	c := &ClientConn{out: out, o: o, limits: o.limits()}
+	c := &ClientConn{out: out, o: o, limits: o.limits(), owner: owner}
 	c.stream.c = c
 	return c
 }
 
-// Open starts an exchange whose response goes to r; nil where the connection is not Reusable.
-func (c *ClientConn) Open(r message.Receiver) *ClientStream {
-	if !c.Reusable() {
+// Open starts an exchange whose response goes to r, and returns its *ClientStream; nil where there is no Capacity.
+func (c *ClientConn) Open(r message.Receiver) message.Sender {
+	if c.phase != clientIdle {
 		return nil
 	}
 	c.r, c.phase = r, clientHead
@@ -88,13 +93,42 @@ func (c *ClientConn) Open(r message.Receiver) *ClientStream {
 	return &c.stream
 }
 
-// Reusable says that an exchange can be opened: none is open and the last one
+// Capacity is 1 where an exchange can be opened: none is open and the last one
 // left the connection in a known state.
-func (c *ClientConn) Reusable() bool { return c.phase == clientIdle }
+func (c *ClientConn) Capacity() int {
+	if c.phase == clientIdle {
+		return 1
+	}
+	return 0
+}
+
+// Active is the number of open exchanges, 0 or 1.
+func (c *ClientConn) Active() int {
+	if c.phase == clientIdle || c.phase == clientClosed {
+		return 0
+	}
+	return 1
+}
+
+// Draining says that no exchange can be opened any more.
+func (c *ClientConn) Draining() bool { return c.phase == clientClosed }
+
+// Limit is how many exchanges there can be at a time, which is known.
+func (c *ClientConn) Limit() (n int, known bool) { return 1, true }
+
+// Worn and StarvedSince say that exchanges do no harm to each other.
+func (c *ClientConn) Worn() bool          { return false }
+func (c *ClientConn) StarvedSince() int64 { return 0 }
+
+// Drain tells the server nothing: a client closes.
+func (c *ClientConn) Drain(bool) {}
+
+// Sweep does nothing: an exchange has no time of its own here.
+func (c *ClientConn) Sweep() int { return 0 }
 
 // Feed takes bytes from the peer and says how many it consumed; those it did
 // not must be the beginning of what the next Feed gets: they belong to a line that
-// is not complete, or wait for Resume or for the next turn (see Turn). An error is an *Error:
+// is not complete, or wait for Resume or for the next turn: see Rest. An error is an *Error:
 // the stream was reset, and the caller closes. Feed must not be called from
 // within a callback.
 func (c *ClientConn) Feed(p []byte) (n int, err error) {
@@ -102,6 +136,7 @@ func (c *ClientConn) Feed(p []byte) (n int, err error) {
 		return 0, nil
 	}
 	c.feeding = true
+	c.Turn.Begin()
 	n, e := c.feed(p)
 	c.feeding = false
 	if e != nil {
@@ -259,9 +294,7 @@ func (c *ClientConn) settle(epoch uint32) {
 	if c.keep {
 		c.phase = clientIdle
 	}
-	if c.OnExchangeDone != nil {
-		c.OnExchangeDone()
-	}
+	c.owner.StreamClosed()
 }
 
 // shut ends the connection and returns the receiver that still expects events, or nil.
@@ -324,13 +357,16 @@ func (c *ClientConn) Writable() {
 	}
 }
 
-// Blocked says that bytes that Feed left wait for Resume, not for more bytes.
-func (c *ClientConn) Blocked() bool {
-	return c.paused > 0 && (c.phase == clientBody || c.phase == clientTrailers || c.phase == clientTunnel)
+// Rest says what the bytes wait for that Feed left; what is the owner's is a Resume.
+func (c *ClientConn) Rest() message.Rest {
+	switch {
+	case c.paused > 0 && (c.phase == clientBody || c.phase == clientTrailers || c.phase == clientTunnel):
+		return message.ForOwner
+	case c.Turn.Over():
+		return message.ForTurn
+	}
+	return message.ForBytes
 }
-
-// ShouldClose says that the connection is at its end.
-func (c *ClientConn) ShouldClose() bool { return c.phase == clientClosed }
 
 // ClientStream is the request side of the exchange that is open. It belongs to
 // its connection and is used again for the next exchange.
@@ -420,8 +456,8 @@ func (s *ClientStream) end() {
 	c := s.c
 	epoch := c.epoch
 	c.sent = true
-	if c.w.framing == frameTunnel && c.OnSendEOF != nil {
-		c.OnSendEOF()
+	if c.w.framing == frameTunnel {
+		c.owner.SendEOF()
 	}
 	c.settle(epoch)
 }
@@ -436,9 +472,7 @@ func (c *ClientConn) misuse() {
 	if r != nil {
 		r.Reset(message.LocalReset)
 	}
-	if c.OnExchangeDone != nil {
-		c.OnExchangeDone()
-	}
+	c.owner.StreamClosed()
 }
 
 // drop gives the exchange up. Where nothing of it was written, the connection stays good.
@@ -450,16 +484,14 @@ func (c *ClientConn) drop() {
 	}
 }
 
-// Reset abandons the exchange; the caller closes the connection if it is not Reusable then.
+// Reset abandons the exchange; the owner closes the connection if it is Draining then.
 func (s *ClientStream) Reset(message.Reason) {
 	c := s.c
 	if c.r == nil {
 		return
 	}
 	c.drop()
-	if c.OnExchangeDone != nil {
-		c.OnExchangeDone()
-	}
+	c.owner.StreamClosed()
 }
 
 // Full says that the Output has more than its high mark, or that a tunnel waits for the server.
@@ -478,7 +510,7 @@ func (s *ClientStream) Resume() {
 	if c.paused == 0 {
 		return
 	}
-	if c.paused--; c.paused == 0 && c.r != nil && c.OnResume != nil {
-		c.OnResume()
+	if c.paused--; c.paused == 0 && c.r != nil {
+		c.owner.Resumed()
 	}
 }

@@ -90,8 +90,8 @@ func TestRequestsAreWritten(t *testing.T) {
 			if got := p.out.take(); got != crlf(c.want) {
 				t.Errorf("got\n%s\nwant\n%s", got, c.want)
 			}
-			if c.want == "" && (p.reset != message.LocalReset || p.done != 1 || !p.c.Reusable()) {
-				t.Errorf("reset %v, done %d, reusable %v", p.reset, p.done, p.c.Reusable())
+			if c.want == "" && (p.reset != message.LocalReset || p.done != 1 || p.c.Capacity() != 1) {
+				t.Errorf("reset %v, done %d, reusable %v", p.reset, p.done, p.c.Capacity() == 1)
 			}
 			if c.want != "" && p.reset != 0 {
 				t.Errorf("reset %v", p.reset)
@@ -111,8 +111,8 @@ func TestAContentLengthIsAPromise(t *testing.T) {
 		p := newCaller(t, nil)
 		p.s.Head(post, false)
 		send(p.s)
-		if p.reset != message.LocalReset || p.c.Reusable() {
-			t.Errorf("%s: reset %v, reusable %v", name, p.reset, p.c.Reusable())
+		if p.reset != message.LocalReset || p.c.Capacity() == 1 {
+			t.Errorf("%s: reset %v, reusable %v", name, p.reset, p.c.Capacity() == 1)
 		}
 	}
 }
@@ -175,7 +175,7 @@ func TestResponsesAreWritten(t *testing.T) {
 				t.Fatal(err)
 			}
 			if c.drain {
-				p.c.Drain()
+				p.c.Drain(false)
 			}
 			p.s.Head(c.h, c.data == nil)
 			for _, d := range c.data {
@@ -189,8 +189,8 @@ func TestResponsesAreWritten(t *testing.T) {
 			if got := p.out.take(); got != crlf(c.want) {
 				t.Errorf("got\n%s\nwant\n%s", got, c.want)
 			}
-			if p.c.ShouldClose() != c.closes || p.c.Aborted() {
-				t.Errorf("should close: %v, aborted: %v", p.c.ShouldClose(), p.c.Aborted())
+			if over(p.c) != c.closes || aborted(p.c) {
+				t.Errorf("should close: %v, aborted: %v", over(p.c), aborted(p.c))
 			}
 			if (c.want == bad502) != (p.reset != 0) {
 				t.Errorf("reset %v", p.reset)
@@ -207,8 +207,8 @@ func TestAResponseThatBreaksItsLengthIsCutOff(t *testing.T) {
 		p.feed("GET / HTTP/1.1\r\nHost: h\r\n\r\n", 1000)
 		p.s.Head(head(":status", "200", "content-length", "3"), false)
 		p.s.Data([]byte(data), true)
-		if !p.c.ShouldClose() || !p.c.Aborted() || p.reset != message.LocalReset {
-			t.Errorf("%q: close %v, aborted %v, reset %v", data, p.c.ShouldClose(), p.c.Aborted(), p.reset)
+		if !over(p.c) || !aborted(p.c) || p.reset != message.LocalReset {
+			t.Errorf("%q: close %v, aborted %v, reset %v", data, over(p.c), aborted(p.c), p.reset)
 		}
 	}
 }

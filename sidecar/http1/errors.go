@@ -16,6 +16,9 @@ type Error struct {
 
 func (e *Error) Error() string { return "http1: " + e.Reason }
 
+// Failure is what a server answers.
+func (e *Error) Failure() failure.Kind { return e.Kind }
+
 func bad(reason string) *Error { return &Error{failure.BadRequest, reason} }
 
 // Head lines (RFC 9112 §2 to §5).

@@ -62,7 +62,10 @@ type recordAcceptor struct {
 	s *ServerStream
 }
 
-func (a *recordAcceptor) NewStream(s *ServerStream) message.Receiver { a.s = s; return a }
+func (a *recordAcceptor) NewStream(s message.Sender, _ message.Version) message.Receiver {
+	a.s = s.(*ServerStream)
+	return a
+}
 
 // errText compares errors; partial lines are told apart by the caller, who ends the input with LF.
 func errText(err error) string {
@@ -99,7 +102,7 @@ func FuzzRequest(f *testing.F) {
 
 		// What is sent on is read as the same message.
 		out := newSink()
-		client := NewClient(out, roomy)
+		client := NewClient(out, roomy, quiet{})
 		stream := client.Open(nobody{})
 		if a.s.IsUpgrade() {
 			stream.Head(&a.head, false)
@@ -189,15 +192,14 @@ func FuzzResponse(f *testing.F) {
 		}
 
 		r := new(record)
-		c := NewClient(newSink(), o)
 		done := false
-		c.OnExchangeDone = func() { done = true }
+		c := NewClient(newSink(), o, closing(func() { done = true }))
 		c.Open(r).Head(requestOf(method), !open)
 		n, err := c.Feed(raw)
 		if err != nil {
 			return
 		}
-		if done && c.Reusable() && n != len(raw) {
+		if done && c.Capacity() == 1 && n != len(raw) {
 			t.Fatal("a connection with bytes behind the response is reusable")
 		}
 		c.EOF()
@@ -217,13 +219,13 @@ func FuzzResponse(f *testing.F) {
 			r.send(a.s)
 		}
 		sent := out.take()
-		if server.Aborted() || !strings.HasPrefix(sent, fmt.Sprintf("HTTP/1.1 %d", code)) {
+		if aborted(server) || !strings.HasPrefix(sent, fmt.Sprintf("HTTP/1.1 %d", code)) {
 			t.Fatalf("what was read cannot be written: %s, %q", headText(&r.head), sent)
 		}
 		again := new(record)
-		next := NewClient(newSink(), roomy)
+		next := NewClient(newSink(), roomy, quiet{})
 		next.Open(again).Head(requestOf(method), true)
-		if rest, err := feedAll(next, sent, len(sent)); err != nil || rest != "" || !next.Reusable() {
+		if rest, err := feedAll(next, sent, len(sent)); err != nil || rest != "" || next.Capacity() != 1 {
 			t.Fatalf("own output is refused: %v, rest %q, in %q", err, rest, sent)
 		}
 		if r.essence() != again.essence() {

@@ -152,23 +152,34 @@ func newPeer(t testing.TB, o *Options) *peer {
 	return p
 }
 
-// quiet is an Owner whose test looks at the streams alone.
+// closing is a ClientOwner that is told of closed streams alone.
+type closing func()
+
+func (f closing) StreamClosed() { f() }
+func (closing) Resumed()        {}
+func (closing) SendEOF()        {}
+
+// quiet is an Owner, of either side, whose test looks at the streams alone.
 type quiet struct{}
 
-func (quiet) MessageDone()                  {}
+func (quiet) StreamClosed()                 {}
 func (quiet) Resumed()                      {}
 func (quiet) SendEOF()                      {}
 func (quiet) RefusalFields(b []byte) []byte { return b }
 
-func (p *peer) MessageDone() { p.done++ }
-func (p *peer) Resumed()     { p.resumes++ }
-func (p *peer) SendEOF()     { p.eofs++ }
+func (p *peer) StreamClosed() { p.done++ }
+func (p *peer) Resumed()      { p.resumes++ }
+func (p *peer) SendEOF()      { p.eofs++ }
+
+// over and aborted say how a server's connection stands.
+func over(c *ServerConn) bool    { return c.End() != message.Open }
+func aborted(c *ServerConn) bool { return c.End() == message.Abort }
 
 // RefusalFields adds nothing.
 func (p *peer) RefusalFields(b []byte) []byte { return b }
 
-func (p *peer) NewStream(s *ServerStream) message.Receiver {
-	p.s = s
+func (p *peer) NewStream(s message.Sender, _ message.Version) message.Receiver {
+	p.s = s.(*ServerStream)
 	p.streams++
 	p.tape.ended = false
 	return p

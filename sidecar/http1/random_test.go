@@ -4,7 +4,6 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"sallyport/sidecar/failure"
 	"sallyport/sidecar/message"
 )
 
@@ -90,7 +89,7 @@ func TestAnyUseOfAServerKeepsTheRules(t *testing.T) {
 				n, err := p.c.Feed(kept[:r.IntN(len(kept)+1)])
 				kept = kept[n:]
 				if err != nil {
-					p.c.Refuse(failure.Of(err.(*Error).Kind).Status)
+					p.c.Refuse(err.(*Error).Kind)
 				}
 			case 0, 1, 2, 3:
 				if p.s != nil && p.c.r != nil {
@@ -105,10 +104,10 @@ func TestAnyUseOfAServerKeepsTheRules(t *testing.T) {
 				case 1:
 					p.c.Closed(message.RemoteReset)
 				case 2:
-					p.c.Drain()
+					p.c.Drain(r.IntN(2) == 0)
 				}
 			}
-			if p.c.ShouldClose() && p.c.r != nil {
+			if over(p.c) && p.c.r != nil {
 				t.Fatalf("seed %d: a closed connection has a stream", seed)
 			}
 		}
@@ -122,9 +121,9 @@ func TestAnyUseOfAServerKeepsTheRules(t *testing.T) {
 // untaped is a peer that forgets the reset of the stream before.
 type untaped struct{ *peer }
 
-func (p untaped) NewStream(s *ServerStream) message.Receiver {
+func (p untaped) NewStream(s message.Sender, v message.Version) message.Receiver {
 	p.tape.reset = 0
-	return p.peer.NewStream(s)
+	return p.peer.NewStream(s, v)
 }
 
 func TestAnyUseOfAClientKeepsTheRules(t *testing.T) {
@@ -132,8 +131,8 @@ func TestAnyUseOfAClientKeepsTheRules(t *testing.T) {
 	for seed := range uint64(10000) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		out := newSink()
-		c := NewClient(out, &Options{EnableTrailers: seed%2 == 0, MaxBodyPiece: 1 + int(seed%4)})
-		var s *ClientStream
+		c := NewClient(out, &Options{EnableTrailers: seed%2 == 0, MaxBodyPiece: 1 + int(seed%4)}, closing(func() { exchanges++ }))
+		var s message.Sender
 		open := func() {
 			p := &tape{t: t}
 			within := func() {
@@ -146,10 +145,9 @@ func TestAnyUseOfAClientKeepsTheRules(t *testing.T) {
 			s = c.Open(p)
 			s.Head(randomRequestHeads[r.IntN(len(randomRequestHeads))], r.IntN(3) > 0)
 		}
-		c.OnExchangeDone = func() { exchanges++ }
 		var kept []byte
 		for range 30 {
-			if c.Reusable() {
+			if c.Capacity() == 1 {
 				open()
 			}
 			switch r.IntN(10) {
@@ -157,7 +155,7 @@ func TestAnyUseOfAClientKeepsTheRules(t *testing.T) {
 				kept = append(kept, randomResponses[r.IntN(len(randomResponses))]...)
 				n, err := c.Feed(kept[:r.IntN(len(kept)+1)])
 				kept = kept[n:]
-				if err != nil && !c.ShouldClose() {
+				if err != nil && !c.Draining() {
 					t.Fatalf("seed %d: %v left the connection open", seed, err)
 				}
 			case 0, 1, 2:
@@ -175,7 +173,7 @@ func TestAnyUseOfAClientKeepsTheRules(t *testing.T) {
 					c.Closed(message.RemoteReset)
 				}
 			}
-			if c.ShouldClose() && c.r != nil || c.Reusable() && c.r != nil {
+			if c.Active() == 0 && c.r != nil {
 				t.Fatalf("seed %d: a connection without an exchange has a stream", seed)
 			}
 		}

@@ -286,7 +286,7 @@ func TestRequestsAreReadInOneWayOrRefused(t *testing.T) {
 				if c.err == nil && err != nil || c.err != nil && err != error(c.err) {
 					t.Fatalf("in steps of %d: error %v, want %v", step, err, c.err)
 				}
-				if err != nil && !p.c.ShouldClose() {
+				if err != nil && !over(p.c) {
 					t.Fatal("an error must end the connection")
 				}
 			}

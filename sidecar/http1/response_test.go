@@ -14,19 +14,26 @@ type caller struct {
 	s       *ClientStream
 	out     *sink
 	done    int
+	onDone  func()
 	resumes int
 	eofs    int
 }
 
 func newCaller(t testing.TB, o *Options) *caller {
 	p := &caller{tape: &tape{t: t}, out: newSink()}
-	p.c = NewClient(p.out, o)
-	p.c.OnExchangeDone = func() { p.done++ }
-	p.c.OnResume = func() { p.resumes++ }
-	p.c.OnSendEOF = func() { p.eofs++ }
-	p.s = p.c.Open(p)
+	p.c = NewClient(p.out, o, p)
+	p.s = p.c.Open(p).(*ClientStream)
 	return p
 }
+
+func (p *caller) StreamClosed() {
+	p.done++
+	if p.onDone != nil {
+		p.onDone()
+	}
+}
+func (p *caller) Resumed() { p.resumes++ }
+func (p *caller) SendEOF() { p.eofs++ }
 
 func (p *caller) feed(raw string, step int) (rest string, err error) { return feedAll(p.c, raw, step) }
 
@@ -150,11 +157,11 @@ func TestResponsesAreReadInOneWayOrRefused(t *testing.T) {
 				if got := p.text(); got != want {
 					t.Fatalf("in steps of %d: got  %s\nwant %s", step, got, want)
 				}
-				if p.c.Reusable() != c.reuse {
+				if (p.c.Capacity() == 1) != c.reuse {
 					t.Fatalf("in steps of %d: reusable is %v", step, !c.reuse)
 				}
 				if c.reuse && p.done != 1 {
-					t.Fatalf("OnExchangeDone was called %d times", p.done)
+					t.Fatalf("StreamClosed was called %d times", p.done)
 				}
 			}
 		})
@@ -169,10 +176,10 @@ func TestBytesBehindAResponsePoisonTheConnection(t *testing.T) {
 	} {
 		p := newCaller(t, nil)
 		reusable := false
-		p.c.OnExchangeDone = func() { reusable = p.c.Reusable() }
+		p.onDone = func() { reusable = p.c.Capacity() == 1 }
 		p.s.Head(requestOf("GET"), true)
 		p.c.Feed([]byte(raw))
-		if reusable || p.c.Reusable() || !p.c.ShouldClose() {
+		if reusable || p.c.Capacity() == 1 || !p.c.Draining() {
 			t.Errorf("%q: the connection could be used again", raw)
 		}
 		if p.c.Open(&tape{t: t}) != nil {
@@ -185,7 +192,7 @@ func TestBytesWithoutARequestAreAnError(t *testing.T) {
 	p := newCaller(t, nil)
 	p.s.Head(requestOf("GET"), true)
 	p.feed("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 100)
-	if _, err := p.c.Feed([]byte("H")); err != error(errUnsolicited) || p.c.Reusable() {
+	if _, err := p.c.Feed([]byte("H")); err != error(errUnsolicited) || p.c.Capacity() == 1 {
 		t.Errorf("idle: error %v", err)
 	}
 
@@ -221,29 +228,29 @@ func TestAResponseMayComeBeforeTheRequestIsSent(t *testing.T) {
 	p := newCaller(t, nil)
 	p.s.Head(requestOf("POST"), false)
 	p.feed("HTTP/1.1 413 Payload Too Large\r\nContent-Length: 0\r\n\r\n", 100)
-	if got := p.text(); got != "413{content-length: 0}." || p.done != 0 || p.c.Reusable() {
+	if got := p.text(); got != "413{content-length: 0}." || p.done != 0 || p.c.Capacity() == 1 {
 		t.Fatalf("%s, done %d", got, p.done)
 	}
 	p.s.Data([]byte("x"), false)
 	p.s.Data(nil, true)
-	if p.done != 1 || !p.c.Reusable() {
-		t.Errorf("done %d, reusable %v after the request was completed", p.done, p.c.Reusable())
+	if p.done != 1 || p.c.Capacity() != 1 {
+		t.Errorf("done %d, reusable %v after the request was completed", p.done, p.c.Capacity() == 1)
 	}
 
 	p = newCaller(t, nil)
 	p.s.Head(requestOf("POST"), false)
 	p.feed("HTTP/1.1 413 Payload Too Large\r\nContent-Length: 0\r\n\r\n", 100)
 	p.s.Reset(message.LocalReset)
-	if p.done != 1 || p.c.Reusable() || p.reset != 0 {
-		t.Errorf("done %d, reusable %v, reset %v after a reset", p.done, p.c.Reusable(), p.reset)
+	if p.done != 1 || p.c.Capacity() == 1 || p.reset != 0 {
+		t.Errorf("done %d, reusable %v, reset %v after a reset", p.done, p.c.Capacity() == 1, p.reset)
 	}
 }
 
 func TestAConnectionCanBeReusedFromWithinTheHook(t *testing.T) {
 	p := newCaller(t, nil)
 	second := &tape{t: t}
-	p.c.OnExchangeDone = func() {
-		if p.done++; p.done == 1 {
+	p.onDone = func() {
+		if p.done == 1 {
 			p.c.Open(second).Head(requestOf("GET"), true)
 		}
 	}
@@ -268,8 +275,8 @@ func TestNothingReachesATunnelThatIsNotAgreedOn(t *testing.T) {
 		t.Fatalf("sent %q", got)
 	}
 	p.feed("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 100)
-	if got := p.out.take(); got != "" || !p.c.Reusable() {
-		t.Errorf("sent %q, reusable %v", got, p.c.Reusable())
+	if got := p.out.take(); got != "" || p.c.Capacity() != 1 {
+		t.Errorf("sent %q, reusable %v", got, p.c.Capacity() == 1)
 	}
 
 	p = newCaller(t, nil)
@@ -283,7 +290,7 @@ func TestNothingReachesATunnelThatIsNotAgreedOn(t *testing.T) {
 	}
 	p.feed("late", 100)
 	p.c.EOF()
-	if got := p.text(); got != `101{upgrade: websocket}"late".` || p.done != 1 || p.c.Reusable() {
+	if got := p.text(); got != `101{upgrade: websocket}"late".` || p.done != 1 || p.c.Capacity() == 1 {
 		t.Errorf("%s, done %d", got, p.done)
 	}
 
@@ -291,7 +298,7 @@ func TestNothingReachesATunnelThatIsNotAgreedOn(t *testing.T) {
 	p.s.Head(requestOf("CONNECT"), false)
 	p.s.Data(make([]byte, maxEarly), false)
 	p.s.Data([]byte("x"), false)
-	if p.reset != message.LocalReset || p.c.Reusable() {
+	if p.reset != message.LocalReset || p.c.Capacity() == 1 {
 		t.Errorf("early data has no bound: %v", p.reset)
 	}
 }
@@ -301,11 +308,11 @@ func TestAPausedResponseLeavesBytes(t *testing.T) {
 	p.s.Head(requestOf("GET"), true)
 	p.onHead = func(*message.Head, bool) { p.s.Pause() }
 	rest, err := p.feed("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", 1000)
-	if rest != "hi" || err != nil || !p.c.Blocked() {
-		t.Fatalf("rest %q, error %v, blocked %v", rest, err, p.c.Blocked())
+	if rest != "hi" || err != nil || p.c.Rest() != message.ForOwner {
+		t.Fatalf("rest %q, error %v, it waits for %v", rest, err, p.c.Rest())
 	}
 	p.s.Resume()
-	if rest, _ = p.feed(rest, 1000); rest != "" || p.resumes != 1 || !p.c.Reusable() {
+	if rest, _ = p.feed(rest, 1000); rest != "" || p.resumes != 1 || p.c.Capacity() != 1 {
 		t.Errorf("rest %q, %d resumes", rest, p.resumes)
 	}
 }
@@ -359,7 +366,7 @@ func TestMisuseOfAStreamEndsIt(t *testing.T) {
 		p := newPeer(t, trailersOn)
 		p.feed("GET / HTTP/1.1\r\nHost: h\r\n\r\n", 1000)
 		use(p.s)
-		if p.reset != message.LocalReset || p.done != 1 || !p.c.ShouldClose() {
+		if p.reset != message.LocalReset || p.done != 1 || !over(p.c) {
 			t.Errorf("%s: reset %v, done %d", name, p.reset, p.done)
 		}
 	}
@@ -374,13 +381,12 @@ func TestAClientReadsAsMuchAsATurnAllows(t *testing.T) {
 	rest := "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + strings.Repeat("1\r\na\r\n", 100) + "0\r\n\r\n"
 	for rest != "" {
 		before := pieces
-		p.c.Turn.Begin()
-		var err error
-		if rest, err = p.feed(rest, len(rest)); err != nil || pieces-before > 10 || pieces == before && rest != "" {
+		n, err := p.c.Feed([]byte(rest))
+		if rest = rest[n:]; err != nil || pieces-before > 10 || pieces == before && rest != "" || rest != "" && p.c.Rest() != message.ForTurn {
 			t.Fatalf("%d pieces in a turn, %v", pieces-before, err)
 		}
 	}
-	if want := `200{}"` + strings.Repeat("a", 100) + `".`; p.text() != want || !p.c.Reusable() {
+	if want := `200{}"` + strings.Repeat("a", 100) + `".`; p.text() != want || p.c.Capacity() != 1 {
 		t.Errorf("got %s", p.text())
 	}
 }

@@ -3,6 +3,7 @@ package http1
 import (
 	"strconv"
 
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/message"
 )
 
@@ -10,12 +11,12 @@ import (
 // function per event: those would be four allocations of every connection.)
 type Owner interface {
 	// NewStream is called when a request head is complete, right before its
-	// Head event; s is the way back and is valid until the exchange is over.
-	NewStream(s *ServerStream) message.Receiver
-	// MessageDone is called when an exchange is over, request and response,
-	// or the connection is: see ShouldClose. The owner may go on feeding
+	// Head event; s, a *ServerStream, is the way back and is valid until the exchange is over.
+	NewStream(s message.Sender, v message.Version) message.Receiver
+	// StreamClosed is called when an exchange is over, request and response,
+	// or the connection is: see End. The owner may go on feeding
 	// bytes it kept, after the call that this one came from has returned.
-	MessageDone()
+	StreamClosed()
 	// Resumed asks the owner to feed the bytes it kept again, likewise
 	// later: a Resume followed a Pause, an upgrade was accepted, or the
 	// Output has room for another response.
@@ -49,7 +50,7 @@ const (
 type ServerConn struct {
 	// Scheme is :scheme of the requests, where it is not that of Options.
 	Scheme string
-	// Turn bounds what Feed does in a turn of the loop.
+	// Turn bounds what Feed does in a turn of the loop, which is one call.
 	Turn message.Turn
 
 	out    Output
@@ -90,21 +91,27 @@ func NewServer(out Output, o *Options, owner Owner) *ServerConn {
 // Feed takes bytes from the peer and says how many it consumed. Those it did
 // not consume must be the beginning of what the next Feed gets: they belong to
 // a line that is not complete, or wait for Resume, for the response to be sent,
-// for an upgrade to be answered, or for the next turn (see Turn). It stops after each exchange: call it again
-// as long as it consumes. An error is an *Error: the caller may answer with
+// for an upgrade to be answered, or for the next turn: see Rest. An error is an *Error: the caller may answer with
 // Refuse, and closes. Feed must not be called from within a callback.
 func (c *ServerConn) Feed(p []byte) (n int, err error) {
 	if c.feeding {
 		return 0, nil
 	}
 	c.feeding = true
-	n, e := c.feed(p)
-	c.feeding = false
-	if e != nil {
-		c.fail(message.ProtocolError)
-		return n, e
+	c.Turn.Begin()
+	for {
+		k, e := c.feed(p[n:])
+		n += k
+		if e != nil {
+			c.feeding = false
+			c.fail(message.ProtocolError)
+			return n, e
+		}
+		if n == len(p) || k == 0 {
+			c.feeding = false
+			return n, nil
+		}
 	}
-	return n, nil
 }
 
 func (c *ServerConn) feed(p []byte) (n int, err *Error) {
@@ -222,7 +229,11 @@ func (c *ServerConn) begin() *Error {
 		c.phase = serverBody
 	}
 	epoch := c.epoch
-	switch r := c.owner.NewStream(&c.stream); {
+	version := message.HTTP11
+	if c.x.http10 {
+		version = message.HTTP10
+	}
+	switch r := c.owner.NewStream(&c.stream, version); {
 	case c.epoch != epoch: // the connection was ended meanwhile
 	case r == nil:
 		c.abort()
@@ -252,7 +263,7 @@ func (c *ServerConn) settle(epoch uint32) {
 	} else {
 		c.phase, c.answered, c.sent = serverHead, false, false
 	}
-	c.owner.MessageDone()
+	c.owner.StreamClosed()
 }
 
 // shut ends the connection for both directions and returns the stream that was open, or nil.
@@ -274,7 +285,7 @@ func (c *ServerConn) abort() {
 	}
 	c.aborted = !c.sent
 	c.shut()
-	c.owner.MessageDone()
+	c.owner.StreamClosed()
 }
 
 // fail ends the connection because of what came in, or did not; the caller
@@ -298,19 +309,19 @@ func (c *ServerConn) misuse() {
 		c.refuse(502)
 	}
 	c.shut().Reset(message.LocalReset)
-	c.owner.MessageDone()
+	c.owner.StreamClosed()
 }
 
-// Refuse answers with a bare response of that status, if no response head was
-// sent in this exchange, and ends the connection: ShouldClose is true then. It
-// returns the length of the response's content, -1 where there was none.
-func (c *ServerConn) Refuse(status int) (n int) {
-	n = -1
+// Refuse answers a request that was not taken, or is not here in time, with a bare
+// response, and ends the connection: see End. It says whether there was one to
+// be answered, for the log: else a response was begun. sent is the length of the content.
+func (c *ServerConn) Refuse(k failure.Kind) (refused bool, status, sent int) {
 	if !c.answered {
-		n = c.refuse(status)
+		refused, status = true, failure.Of(k).Status
+		sent = c.refuse(status)
 	}
 	c.shut()
-	return n
+	return refused, status, sent
 }
 
 func (c *ServerConn) refuse(status int) int {
@@ -362,37 +373,57 @@ func (c *ServerConn) Writable() {
 	}
 }
 
-// Drain makes the next response the last: it carries "connection: close".
-func (c *ServerConn) Drain() { c.draining = true }
+// Drain makes the next response the last: it carries "connection: close". With
+// last, a connection without an exchange ends.
+func (c *ServerConn) Drain(last bool) {
+	c.draining = true
+	if last && c.r == nil {
+		c.shut()
+	}
+}
 
-// ShouldClose says that the connection is at its end: the caller sends what
-// the Output has and closes. Where Aborted is true too, it closes at once.
-func (c *ServerConn) ShouldClose() bool { return c.phase == serverClosed }
+// End says where the connection stands. Where it is over, the client gets to
+// read what the Output has, for it may be sending still.
+func (c *ServerConn) End() message.End {
+	switch {
+	case c.phase != serverClosed:
+		return message.Open
+	case c.aborted:
+		return message.Abort
+	}
+	return message.Linger
+}
 
-// Aborted says that a response was cut off: the caller resets the TCP
-// connection, or a body that ends with the connection would look whole.
-func (c *ServerConn) Aborted() bool { return c.aborted }
-
-// Blocked says that bytes that Feed left wait for something other than more
-// bytes: Resume, the end of the response, the answer to an upgrade, or room in
-// the Output. The caller stops reading until Resumed or MessageDone.
-func (c *ServerConn) Blocked() bool {
+// Rest says what the bytes wait for that Feed left. What is the owner's is a Resume,
+// the end of the response, the answer to an upgrade, or room in
+// the Output: it stops reading until Resumed or StreamClosed.
+func (c *ServerConn) Rest() message.Rest {
+	blocked := false
 	switch c.phase {
 	case serverHead:
-		return c.choked
+		blocked = c.choked
 	case serverDone, serverAsked:
-		return true
+		blocked = true
 	case serverBody, serverTrailers, serverTunnel:
-		return c.paused > 0
+		blocked = c.paused > 0
 	}
-	return false
+	switch {
+	case blocked:
+		return message.ForOwner
+	case c.Turn.Over():
+		return message.ForTurn
+	}
+	return message.ForBytes
 }
 
-// InHead says that a request head has begun and is not complete; rest is how many
-// bytes the last Feed left.
-func (c *ServerConn) InHead(rest int) bool {
-	return c.phase == serverHead && !c.choked && (c.reader != nil || rest > 0)
+// Head is 0, or tells apart the request heads that have begun and are not
+// complete; rest is how many bytes the last Feed left.
+func (c *ServerConn) Head(rest int) int64 {
+	if c.phase == serverHead && !c.choked && (c.reader != nil || rest > 0) {
+		return int64(c.epoch) + 1
+	}
+	return 0
 }
 
-// Idle says that no exchange is open and no byte of a head was consumed.
-func (c *ServerConn) Idle() bool { return c.phase == serverHead && c.reader == nil }
+// Sweep does nothing: an exchange has no time of its own here.
+func (c *ServerConn) Sweep() int { return 0 }

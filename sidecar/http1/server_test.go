@@ -25,7 +25,7 @@ func TestAPipelinedRequestWaitsForTheResponseBeforeIt(t *testing.T) {
 	}
 	p.s.Data(nil, true)
 	if p.done != 1 {
-		t.Fatal("MessageDone was not called")
+		t.Fatal("StreamClosed was not called")
 	}
 	if rest, _ = p.feed(rest, 1000); rest != "" || p.text() != "GET h /a{}. GET h /b{}." {
 		t.Errorf("rest %q, %s", rest, p.text())
@@ -35,20 +35,12 @@ func TestAPipelinedRequestWaitsForTheResponseBeforeIt(t *testing.T) {
 func TestRequestsAnsweredAtOnceGoOnInOneBuffer(t *testing.T) {
 	p := newPeer(t, nil)
 	p.onHead = func(*message.Head, bool) { p.s.Head(head(":status", "204"), true) }
-	rest, err := p.feed(strings.Repeat(getA, 5), 1000)
-	if err != nil || rest != "" || p.done != 5 {
-		t.Errorf("rest %q, error %v, done %d", rest, err, p.done)
+	raw := strings.Repeat(getA, 5)
+	if n, err := p.c.Feed([]byte(raw)); n != len(raw) || err != nil || p.done != 5 {
+		t.Errorf("consumed %d, error %v, done %d", n, err, p.done)
 	}
 	if got := p.out.take(); got != strings.Repeat("HTTP/1.1 204 No Content\r\n\r\n", 5) {
 		t.Errorf("sent %q", got)
-	}
-}
-
-func TestFeedStopsAfterAnExchange(t *testing.T) {
-	p := newPeer(t, nil)
-	p.onHead = func(*message.Head, bool) { p.s.Head(head(":status", "204"), true) }
-	if n, err := p.c.Feed([]byte(getA + getB)); n != len(getA) || err != nil || p.streams != 1 {
-		t.Errorf("consumed %d, error %v, %d streams", n, err, p.streams)
 	}
 }
 
@@ -69,7 +61,7 @@ func TestNothingIsReadAfterTheLastResponse(t *testing.T) {
 	p := newPeer(t, nil)
 	p.onHead = func(*message.Head, bool) { p.s.Head(head(":status", "204"), true) }
 	rest, err := p.feed("GET /a HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"+getB, 1000)
-	if rest != "" || err != nil || p.streams != 1 || !p.c.ShouldClose() {
+	if rest != "" || err != nil || p.streams != 1 || !over(p.c) {
 		t.Errorf("rest %q, error %v, %d streams", rest, err, p.streams)
 	}
 }
@@ -121,7 +113,7 @@ func TestAClientThatGoesAwayResetsTheStream(t *testing.T) {
 		p := newPeer(t, nil)
 		p.feed(raw, 1000)
 		p.c.EOF()
-		if p.reset != message.RemoteReset || !p.c.ShouldClose() {
+		if p.reset != message.RemoteReset || !over(p.c) {
 			t.Errorf("%s: reset %v", name, p.reset)
 		}
 		p.s.Head(head(":status", "200"), true) // without effect
@@ -132,7 +124,7 @@ func TestAClientThatGoesAwayResetsTheStream(t *testing.T) {
 	p := newPeer(t, nil)
 	p.feed(getA[:10], 3)
 	p.c.Closed(message.RemoteReset)
-	if p.streams != 0 || !p.c.ShouldClose() {
+	if p.streams != 0 || !over(p.c) {
 		t.Error("a head that is cut off made a stream")
 	}
 }
@@ -145,8 +137,11 @@ func TestAResponseMayEndBeforeItsRequest(t *testing.T) {
 	if p.done != 0 {
 		t.Fatal("the exchange is over before the request is")
 	}
+	if got := p.out.take(); !strings.Contains(got, "\r\nconnection: close\r\n") {
+		t.Errorf("the client is not told that nobody waits for the rest: %q", got)
+	}
 	p.feed("def", 1000)
-	if p.done != 1 || p.c.ShouldClose() || p.text() != `POST h /{content-length: 6}"abcdef".` {
+	if p.done != 1 || p.c.End() != message.Linger || p.text() != `POST h /{content-length: 6}"abcdef".` {
 		t.Errorf("done %d, %s", p.done, p.text())
 	}
 
@@ -154,8 +149,8 @@ func TestAResponseMayEndBeforeItsRequest(t *testing.T) {
 	p.feed(post, 1000)
 	p.s.Head(head(":status", "413"), true)
 	p.s.Reset(message.LocalReset)
-	if p.done != 1 || !p.c.ShouldClose() || p.c.Aborted() {
-		t.Errorf("done %d, close %v, aborted %v", p.done, p.c.ShouldClose(), p.c.Aborted())
+	if p.done != 1 || !over(p.c) || aborted(p.c) {
+		t.Errorf("done %d, close %v, aborted %v", p.done, over(p.c), aborted(p.c))
 	}
 	if n, err := p.c.Feed([]byte("def")); n != 3 || err != nil {
 		t.Errorf("the rest is not discarded: %d, %v", n, err)
@@ -167,8 +162,8 @@ func TestAResetInTheMiddleOfAResponseAborts(t *testing.T) {
 	p.feed(getA, 1000)
 	p.s.Head(head(":status", "200"), false)
 	p.s.Reset(message.RemoteReset)
-	if !p.c.ShouldClose() || !p.c.Aborted() || p.done != 1 || p.reset != 0 {
-		t.Errorf("close %v, aborted %v, done %d, reset %v", p.c.ShouldClose(), p.c.Aborted(), p.done, p.reset)
+	if !over(p.c) || !aborted(p.c) || p.done != 1 || p.reset != 0 {
+		t.Errorf("close %v, aborted %v, done %d, reset %v", over(p.c), aborted(p.c), p.done, p.reset)
 	}
 }
 
@@ -184,7 +179,7 @@ func TestAResetFromWithinAnEvent(t *testing.T) {
 			p.onEnd = func() { p.s.Reset(message.LocalReset) }
 		}
 		rest, err := p.feed("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"+getB, 1000)
-		if rest != "" || err != nil || p.streams != 1 || p.done != 1 || !p.c.ShouldClose() {
+		if rest != "" || err != nil || p.streams != 1 || p.done != 1 || !over(p.c) {
 			t.Errorf("%s: rest %q, error %v, %d streams, done %d", at, rest, err, p.streams, p.done)
 		}
 	}
@@ -234,7 +229,7 @@ func TestAnUpgradeBecomesATunnelWhenItIsAccepted(t *testing.T) {
 	p.feed("up", 1000)
 	p.c.EOF()
 	want := "GET h /ws{upgrade: websocket}" + `"GET /b HTTP/1.1\r\nHost: h\r\n\r\nup".`
-	if got := p.text(); got != want || p.done != 1 || !p.c.ShouldClose() || p.c.Aborted() {
+	if got := p.text(); got != want || p.done != 1 || !over(p.c) || aborted(p.c) {
 		t.Errorf("%s, done %d", got, p.done)
 	}
 }
@@ -249,7 +244,7 @@ func TestATunnelMayEndOnTheClientsSideFirst(t *testing.T) {
 		t.Fatal("the tunnel is over while one side sends")
 	}
 	p.s.Data(nil, true)
-	if got := p.out.take(); !strings.HasSuffix(got, "\r\n\r\nmore") || p.done != 1 || p.eofs != 1 || !p.c.ShouldClose() {
+	if got := p.out.take(); !strings.HasSuffix(got, "\r\n\r\nmore") || p.done != 1 || p.eofs != 1 || !over(p.c) {
 		t.Errorf("sent %q, done %d", got, p.done)
 	}
 }
@@ -258,7 +253,7 @@ func TestARefusedUpgradeIsAnOrdinaryExchange(t *testing.T) {
 	p := newPeer(t, nil)
 	rest, _ := p.feed(upgrade+getB, 1000)
 	p.s.Head(head(":status", "403"), true)
-	if !p.ended || p.done != 1 || p.c.ShouldClose() {
+	if !p.ended || p.done != 1 || over(p.c) {
 		t.Fatalf("ended %v, done %d", p.ended, p.done)
 	}
 	p.feed(rest, 1000)
@@ -272,7 +267,7 @@ func TestWhatWasMeantForARefusedConnectIsNoRequest(t *testing.T) {
 	rest, _ := p.feed("CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n"+getB, 1000)
 	p.s.Head(head(":status", "403"), true)
 	rest, err := p.feed(rest, 1000)
-	if rest != "" || err != nil || p.streams != 1 || !p.c.ShouldClose() {
+	if rest != "" || err != nil || p.streams != 1 || !over(p.c) {
 		t.Errorf("rest %q, error %v, %d streams", rest, err, p.streams)
 	}
 }
@@ -280,12 +275,12 @@ func TestWhatWasMeantForARefusedConnectIsNoRequest(t *testing.T) {
 func TestRefuseAnswersOnce(t *testing.T) {
 	p := newPeer(t, nil)
 	_, err := p.feed("GET / HTTP/1.1\r\n\r\n", 1000)
-	p.c.Refuse(failure.Of(err.(*Error).Kind).Status)
+	refused, status, n := p.c.Refuse(err.(*Error).Kind)
 	want := "HTTP/1.1 400 Bad Request\r\ncontent-length: 11\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\nBad Request"
-	if got := p.out.take(); got != want || !p.c.ShouldClose() {
-		t.Errorf("sent %q", got)
+	if got := p.out.take(); got != want || !over(p.c) || !refused || status != 400 || n != len("Bad Request") {
+		t.Errorf("sent %q, told %v %d %d", got, refused, status, n)
 	}
-	p.c.Refuse(400)
+	p.c.Refuse(failure.BadRequest)
 	if got := p.out.take(); got != "" {
 		t.Errorf("sent %q once more", got)
 	}
@@ -298,7 +293,7 @@ func TestRefuseAnswersOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.out.take()
-	p.c.Refuse(400)
+	p.c.Refuse(failure.BadRequest)
 	if got := p.out.take(); got != want {
 		t.Errorf("sent %q", got)
 	}
@@ -309,9 +304,9 @@ func TestRefuseAnswersOnce(t *testing.T) {
 	p.s.Head(head(":status", "200"), false)
 	p.out.take()
 	_, err = p.feed("x", 1000)
-	p.c.Refuse(400)
-	if got := p.out.take(); err == nil || got != "" || !p.c.Aborted() || p.reset != message.ProtocolError {
-		t.Errorf("sent %q, error %v, aborted %v, reset %v", got, err, p.c.Aborted(), p.reset)
+	refused, _, _ = p.c.Refuse(failure.BadRequest)
+	if got := p.out.take(); refused || err == nil || got != "" || !aborted(p.c) || p.reset != message.ProtocolError {
+		t.Errorf("sent %q, error %v, aborted %v, reset %v", got, err, aborted(p.c), p.reset)
 	}
 }
 
@@ -347,32 +342,52 @@ func TestTheHeadMayBeTakenByExchange(t *testing.T) {
 	}
 }
 
-func TestIdleMeansThatNoRequestBegan(t *testing.T) {
+func TestHeadTellsRequestHeadsApart(t *testing.T) {
 	p := newPeer(t, nil)
-	if !p.c.Idle() {
-		t.Error("a new connection is not idle")
+	if p.c.Head(0) != 0 {
+		t.Error("a new connection has a head")
 	}
 	p.feed("GET / HTTP/1.1\r\n", 1000)
-	if p.c.Idle() {
-		t.Error("idle in a head")
+	first := p.c.Head(0)
+	if p.feed("a: b\r\n", 1000); first == 0 || first != p.c.Head(0) {
+		t.Errorf("in a head it is %d and %d", first, p.c.Head(0))
 	}
 	p.feed("Host: h\r\n\r\n", 1000)
-	if p.c.Idle() {
-		t.Error("idle in an exchange")
+	if p.c.Head(0) != 0 {
+		t.Error("an exchange has a head")
 	}
 	p.s.Head(head(":status", "204"), true)
-	if !p.c.Idle() {
-		t.Error("not idle after an exchange")
+	if next := p.c.Head(1); p.c.Head(0) != 0 || next == 0 || next == first {
+		t.Errorf("behind an exchange it is %d, and %d with a byte", p.c.Head(0), next)
 	}
 }
 
-func TestBlockedTellsWaitingForBytesFromWaitingForOthers(t *testing.T) {
+func TestADrainedConnectionEndsWithTheNextResponse(t *testing.T) {
+	p := newPeer(t, nil)
+	if p.c.Drain(false); over(p.c) {
+		t.Error("a request on its way is lost")
+	}
+	p.feed(getA, 1000)
+	if p.c.Drain(true); over(p.c) {
+		t.Error("an exchange is lost")
+	}
+	p.s.Head(head(":status", "204"), true)
+	if got := p.out.take(); got != "HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n" || p.c.End() != message.Linger {
+		t.Errorf("sent %q", got)
+	}
+	p = newPeer(t, nil)
+	if p.c.Drain(true); p.c.End() != message.Linger {
+		t.Error("a connection without an exchange goes on")
+	}
+}
+
+func TestRestTellsWaitingForBytesFromWaitingForOthers(t *testing.T) {
 	p := newPeer(t, nil)
 	step := func(raw string, want bool) {
 		t.Helper()
 		p.feed(raw, 1000)
-		if p.c.Blocked() != want {
-			t.Fatalf("after %q blocked is %v", raw, !want)
+		if (p.c.Rest() == message.ForOwner) != want {
+			t.Fatalf("after %q it waits for %v", raw, p.c.Rest())
 		}
 	}
 	step("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n", false)
@@ -393,14 +408,14 @@ func TestNoRequestIsBegunWhileTheOutputIsFull(t *testing.T) {
 	p.out.full = true
 	answer()
 	rest, err := p.feed(getB, 1000)
-	if rest != getB || err != nil || p.streams != 1 || !p.c.Blocked() || !p.c.Idle() {
-		t.Fatalf("%q is left, %v, %d streams, blocked %v", rest, err, p.streams, p.c.Blocked())
+	if rest != getB || err != nil || p.streams != 1 || p.c.Rest() != message.ForOwner || p.c.Head(len(rest)) != 0 {
+		t.Fatalf("%q is left, %v, %d streams, it waits for %v", rest, err, p.streams, p.c.Rest())
 	}
 	resumes := p.resumes
 	p.out.full = false
 	p.c.Writable()
-	if p.resumes != resumes+1 || p.c.Blocked() {
-		t.Fatalf("resumed %d times, blocked %v", p.resumes-resumes, p.c.Blocked())
+	if p.resumes != resumes+1 || p.c.Rest() == message.ForOwner {
+		t.Fatalf("resumed %d times, it waits for %v", p.resumes-resumes, p.c.Rest())
 	}
 	if rest, err := p.feed(getB, 1000); rest != "" || err != nil || p.streams != 2 {
 		t.Errorf("%q is left, %v, %d streams", rest, err, p.streams)
@@ -443,12 +458,11 @@ func TestFeedDoesAsMuchAsATurnAllows(t *testing.T) {
 	rest := strings.Repeat(getA, requests)
 	for turns := 0; rest != ""; turns++ {
 		before := p.streams
-		p.c.Turn.Begin()
-		var err error
-		if rest, err = p.feed(rest, len(rest)); err != nil || p.streams-before > 3 || p.streams == before {
+		n, err := p.c.Feed([]byte(rest))
+		if err != nil || p.streams-before > 3 || p.streams == before {
 			t.Fatalf("turn %d: %d requests, %v", turns, p.streams-before, err)
 		}
-		if rest != "" && !p.c.Turn.Over() {
+		if rest = rest[n:]; rest != "" && p.c.Rest() != message.ForTurn {
 			t.Fatal("something is left, and the turn is not over")
 		}
 	}
@@ -464,9 +478,8 @@ func TestFeedDoesAsMuchAsATurnAllows(t *testing.T) {
 	rest = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + strings.Repeat("1\r\na\r\n", 100) + "0\r\n\r\n"
 	for rest != "" {
 		before := pieces
-		p.c.Turn.Begin()
-		var err error
-		if rest, err = p.feed(rest, len(rest)); err != nil || pieces-before > 10 {
+		n, err := p.c.Feed([]byte(rest))
+		if rest = rest[n:]; err != nil || pieces-before > 10 {
 			t.Fatalf("%d pieces in a turn, %v", pieces-before, err)
 		}
 	}

@@ -11,9 +11,6 @@ type ServerStream struct{ c *ServerConn }
 // its end is delivered from within the call of Head that refuses it.
 func (s *ServerStream) IsUpgrade() bool { return s.c.x.upgrade || s.c.x.connect }
 
-// HTTP10 says that the client speaks HTTP/1.0.
-func (s *ServerStream) HTTP10() bool { return s.c.x.http10 }
-
 // active says that there is a stream to send on.
 func (c *ServerConn) active() bool { return c.r != nil && !c.sent }
 
@@ -37,7 +34,9 @@ func (s *ServerStream) Head(h *message.Head, end bool) {
 	// The refusal of a CONNECT ends the connection: what the client sent
 	// ahead was meant for the tunnel, and must not be read as a request.
 	refused := c.phase == serverAsked && code >= 200 && !(x.connect && code/100 == 2)
-	x.close = x.close || c.draining || refused && x.connect
+	// Nor should the client have to find out that nobody waits for the rest of its request here.
+	early := code >= 200 && (c.phase == serverBody || c.phase == serverTrailers)
+	x.close = x.close || c.draining || early || refused && x.connect
 	if !c.w.responseHead(c.out.Buffer(), h, end, &x) {
 		c.misuse()
 		return

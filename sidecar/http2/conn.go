@@ -4,44 +4,54 @@ import (
 	"math"
 	"time"
 
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/hpack"
 	"sallyport/sidecar/message"
 )
 
-// preface is what a client sends first (RFC 9113 §3.4).
-const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+// Preface is what a client sends first (RFC 9113 §3.4).
+const Preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
-// Acceptor takes the requests of a server's connection.
-type Acceptor interface {
+// Owner has a server's connection and takes its streams. It is called on the
+// worker, from within calls of Conn and Stream.
+type Owner interface {
 	// NewStream is called when the head of a request is complete and right,
-	// just before its Head event. s is the way back.
-	NewStream(s *Stream) message.Receiver
+	// just before its Head event. s, a *Stream, is the way back.
+	NewStream(s message.Sender, v message.Version) message.Receiver
+	// StreamClosed is called when a stream has ended, after its last event.
+	StreamClosed()
+	// Refused is called for a request that no stream was made for, with the status of
+	// the response, or 0 where it was reset.
+	Refused(k failure.Kind, status int)
+	// SweepIn asks for a call of Sweep in that time, or earlier than it was asked for before.
+	SweepIn(d time.Duration)
 }
 
-// Conn is one side of a connection. The hooks are set before Start, and called
-// on the worker, from within calls of Conn and Stream.
-type Conn struct {
-	// OnStreamClosed is called when a stream has ended, after its last
-	// event, and on a client also when the peer allows more: there may be
+// ClientOwner has a client's connection. It is called on the worker, from
+// within calls of Conn and Stream.
+type ClientOwner interface {
+	// StreamClosed is called when a stream has ended, after its last
+	// event, and when the peer allows more: there may be
 	// room for another. It may open streams.
-	OnStreamClosed func()
-	// OnGoAway is called when the peer announced the connection's end.
-	OnGoAway func()
-	// OnPingAck is called with the data of an answered Ping.
-	OnPingAck func(data uint64)
-	// OnSweep is called when Sweep is to be called in that time, or earlier than it was asked for before. Without it
-	// nothing ends by time.
-	OnSweep func(in time.Duration)
-	// OnRefused is called on a server for a request that came to no Acceptor, with the
-	// status that says why: 400 malformed, 431 head too large, 503 too many streams.
-	OnRefused func(status int)
-	// Turn bounds what Feed does in a turn of the loop.
+	StreamClosed()
+	// PeerDrains is called when the server announced the connection's end.
+	PeerDrains()
+	// SweepIn asks for a call of Sweep in that time, or earlier than it was asked for before.
+	SweepIn(d time.Duration)
+}
+
+// Conn is one side of a connection.
+type Conn struct {
+	// Turn bounds what Feed does in a turn of the loop, which is one call.
 	Turn message.Turn
 
-	out      Output
-	o        Options
-	server   bool
-	acceptor Acceptor
+	out    Output
+	o      Options
+	server bool
+	// One of the two, and the part of it that both have.
+	owner       Owner
+	clientOwner ClientOwner
+	common      commonOwner
 
 	dec     *hpack.Decoder
 	enc     *hpack.Encoder
@@ -108,24 +118,30 @@ type Conn struct {
 }
 
 // NewServer returns the codec of an accepted connection.
-func NewServer(out Output, o *Options, a Acceptor) *Conn {
-	c := newConn(out, o.filled(true))
-	c.server, c.acceptor = true, a
-	c.prefaceLeft = len(preface)
+func NewServer(out Output, o *Options, owner Owner) *Conn {
+	c := newConn(out, o.filled(true), owner)
+	c.server, c.owner = true, owner
+	c.prefaceLeft = len(Preface)
 	c.headSince = max(1, out.NowMono())
 	return c
 }
 
 // NewClient returns the codec of a dialed connection.
-func NewClient(out Output, o *Options) *Conn {
-	c := newConn(out, o.filled(false))
+func NewClient(out Output, o *Options, owner ClientOwner) *Conn {
+	c := newConn(out, o.filled(false), owner)
+	c.clientOwner = owner
 	c.next = 1
 	return c
 }
 
-func newConn(out Output, o Options) *Conn {
+type commonOwner interface {
+	StreamClosed()
+	SweepIn(d time.Duration)
+}
+
+func newConn(out Output, o Options, owner commonOwner) *Conn {
 	c := &Conn{
-		out: out, o: o,
+		out: out, o: o, common: owner,
 		dec:        hpack.NewDecoder(o.HeaderTableSize, o.MaxHeaderBytes, o.MaxHeaderCount),
 		enc:        hpack.NewEncoder(o.HeaderTableSize),
 		sendWindow: defaultWindow, peerWindow: defaultWindow, recvWindow: defaultWindow,
@@ -138,8 +154,8 @@ func newConn(out Output, o Options) *Conn {
 // Start sends the preface and SETTINGS.
 func (c *Conn) Start() {
 	if !c.server {
-		c.out.Buffer().AppendString(preface)
-		c.written += uint64(len(preface))
+		c.out.Buffer().AppendString(Preface)
+		c.written += uint64(len(Preface))
 	}
 	var b [frameHeaderLen + 6*6]byte
 	n := frameHeaderLen
@@ -169,9 +185,9 @@ func (c *Conn) Start() {
 }
 
 // Feed takes bytes from the peer and says how many it consumed; the rest, the
-// beginning of a frame or what waits for the next turn (see Turn), must stand at the beginning of what the next Feed
-// gets. An error ends the connection: GOAWAY is in the Output, and the caller
-// calls Closed, sends what is there, and closes. Feed is not called from
+// beginning of a frame or what waits for the next turn (see Rest), must stand at the beginning of what the next Feed
+// gets. An error ends the connection and all its streams: GOAWAY is in the Output, and the caller
+// sends what is there, and closes. Feed is not called from
 // within an event of the same connection.
 func (c *Conn) Feed(p []byte) (int, error) {
 	if c.closed {
@@ -180,13 +196,15 @@ func (c *Conn) Feed(p []byte) (int, error) {
 	c.recycle()
 	c.depth++
 	c.cutHead = false
+	c.Turn.Begin()
 	n, err := c.feed(p)
 	c.depth--
 	if err != nil {
 		c.die(err)
+		c.Closed(message.ProtocolError)
 		return n, err
 	}
-	if !c.HeadOpen() {
+	if !c.headOpen() {
 		c.headSince = 0
 	} else if c.headSince == 0 {
 		c.headSince = max(1, c.out.NowMono())
@@ -194,20 +212,29 @@ func (c *Conn) Feed(p []byte) (int, error) {
 	return n, nil
 }
 
-// HeadOpen says on a server that the client has begun something that it must complete, and that no stream stands for
+// Rest says what the bytes wait for that Feed left. The receivers of streams
+// hold back theirs alone: it is never ForOwner.
+func (c *Conn) Rest() message.Rest {
+	if c.Turn.Over() {
+		return message.ForTurn
+	}
+	return message.ForBytes
+}
+
+// headOpen says on a server that the client has begun something that it must complete, and that no stream stands for
 // yet: its preface, SETTINGS included (RFC 9113 §3.4), or a header block (§4.3).
-func (c *Conn) HeadOpen() bool {
+func (c *Conn) headOpen() bool {
 	return c.server && !c.closed && (!c.settings || c.block.stream != 0 || c.cutHead)
 }
 
-// HeadSince is since when, by the Output's clock; 0 where nothing is open. It starts anew with each head.
-func (c *Conn) HeadSince() int64 { return c.headSince }
+// Head is 0 where nothing of that kind is open, and else tells apart what is: it is since when, by the Output's clock.
+func (c *Conn) Head(int) int64 { return c.headSince }
 
 func (c *Conn) feed(p []byte) (int, *ConnError) {
 	n := 0
 	if c.prefaceLeft > 0 {
 		n = min(len(p), c.prefaceLeft)
-		if from := len(preface) - c.prefaceLeft; string(p[:n]) != preface[from:from+n] {
+		if from := len(Preface) - c.prefaceLeft; string(p[:n]) != Preface[from:from+n] {
 			return n, connError(ProtocolError, "the client's preface is wrong")
 		}
 		c.prefaceLeft -= n
@@ -312,15 +339,15 @@ func (c *Conn) die(err *ConnError) {
 	}
 }
 
-// GoAway announces the connection's end. A server does it in two steps, so
-// that requests on their way are not lost (RFC 9113 §6.8): GoAway(true) still
-// takes every stream that is opened, and GoAway(false), a round trip later,
-// none that is new. The owner closes when ActiveStreams is 0 after that. A
+// Drain announces the connection's end with GOAWAY. A server does it in two steps, so
+// that requests on their way are not lost (RFC 9113 §6.8): Drain(false) still
+// takes every stream that is opened, and Drain(true), a round trip later,
+// none that is new. The owner closes when no stream is open after that: see End. A
 // client opens no more streams from either on.
-func (c *Conn) GoAway(graceful bool) {
+func (c *Conn) Drain(last bool) {
 	switch {
 	case c.closed || c.goneAway:
-	case graceful && c.server:
+	case !last && c.server:
 		if !c.graceful {
 			c.graceful = true
 			c.writeGoAway(maxStreamID, NoError)
@@ -338,7 +365,32 @@ func (c *Conn) Draining() bool {
 	return c.graceful || c.goneAway || c.peerGone || c.closed || c.next > maxStreamID
 }
 
-// Closed says that the transport ended, or that Feed returned an error: every
+// End says where a server's connection stands: it is over with its last stream, once none that is new is taken.
+func (c *Conn) End() message.End {
+	if c.closed || c.goneAway && c.active == 0 {
+		return message.Close
+	}
+	return message.Open
+}
+
+// Refuse takes no more requests, since one is not here in time, and no other can come before it is (RFC 9113 §6.10).
+// Those that are get their responses. It says whether there is a request to be told of in the log; its client is told nothing.
+func (c *Conn) Refuse(failure.Kind) (refused bool, status, sent int) {
+	refused = !c.closed
+	c.Drain(true)
+	return refused, 0, 0
+}
+
+// EOF says that the peer sends nothing more.
+func (c *Conn) EOF() {
+	if c.server {
+		c.Closed(message.RemoteReset)
+	} else {
+		c.Closed(message.ConnectionClosed)
+	}
+}
+
+// Closed says that the transport ended: every
 // open stream ends, and nothing is written any more. Only a response that is
 // here as a whole, and held back by a Pause, is still delivered by its Resume.
 func (c *Conn) Closed(why message.Reason) {
@@ -359,8 +411,8 @@ func (c *Conn) Closed(why message.Reason) {
 	})
 }
 
-// ActiveStreams is the number of open streams.
-func (c *Conn) ActiveStreams() int { return c.active }
+// Active is the number of open streams.
+func (c *Conn) Active() int { return c.active }
 
 // Capacity is how many more streams a client may open now.
 func (c *Conn) Capacity() int {
@@ -370,8 +422,8 @@ func (c *Conn) Capacity() int {
 	return int(max(0, int64(min(c.peerStreams, c.o.MaxConcurrentStreams))-int64(c.active)))
 }
 
-// PeerStreams is how many concurrent streams the server said that it takes; false before it said so.
-func (c *Conn) PeerStreams() (n uint32, known bool) { return c.peerStreams, c.settings }
+// Limit is how many concurrent streams the server said that it takes; false before it said so.
+func (c *Conn) Limit() (n int, known bool) { return int(c.peerStreams), c.settings }
 
 // StarvedSince is since when streams wait for the connection's window alone, by the Output's clock; 0 where none does.
 // It starts anew when the peer gives window.
@@ -382,16 +434,16 @@ func (c *Conn) StarvedSince() int64 {
 	return c.starvedAt
 }
 
-// OpenStream begins a request whose response goes to r; false where there is
+// Open begins a request whose response goes to r, and returns its *Stream; nil where there is
 // no capacity. The stream gets its identifier with its head.
-func (c *Conn) OpenStream(r message.Receiver) (*Stream, bool) {
+func (c *Conn) Open(r message.Receiver) message.Sender {
 	if c.Capacity() == 0 {
-		return nil, false
+		return nil
 	}
 	c.recycle()
 	s := c.newStream()
 	s.r = r
-	return s, true
+	return s
 }
 
 // Writable says that the Output has room again.

@@ -131,9 +131,6 @@ func (c *Conn) moveWindows(delta int64) *ConnError {
 
 func (c *Conn) onPing(h *header, p []byte) *ConnError {
 	if h.has(flagAck) {
-		if c.OnPingAck != nil {
-			c.OnPingAck(uint64(be32(p))<<32 | uint64(be32(p[4:])))
-		}
 		return c.idleFrame()
 	}
 	var b [frameHeaderLen + 8]byte
@@ -143,15 +140,13 @@ func (c *Conn) onPing(h *header, p []byte) *ConnError {
 	return c.control()
 }
 
-// Ping asks for a sign of life; OnPingAck gets the data back.
-func (c *Conn) Ping(data uint64) {
+// ping makes the peer look at the connection; see linger.
+func (c *Conn) ping() {
 	if c.closed {
 		return
 	}
 	var b [frameHeaderLen + 8]byte
 	putHeader(b[:], 8, framePing, 0, 0)
-	put32(b[frameHeaderLen:], uint32(data>>32))
-	put32(b[frameHeaderLen+4:], uint32(data))
 	c.write(b[:])
 }
 
@@ -165,9 +160,7 @@ func (c *Conn) onGoAway(p []byte) *ConnError {
 				s.end(message.Refused)
 			}
 		})
-	}
-	if c.OnGoAway != nil {
-		c.OnGoAway()
+		c.clientOwner.PeerDrains()
 	}
 	return c.idleFrame()
 }

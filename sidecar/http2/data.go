@@ -70,7 +70,7 @@ func (c *Conn) onData(p []byte) *ConnError {
 		}
 		if s != nil && end && !s.gone {
 			if s.lingering {
-				c.Ping(0) // see linger
+				c.ping() // see linger
 			}
 			s.recvEnd = true
 			s.settle()

@@ -54,8 +54,8 @@ func TestExchangesCutAnywhere(t *testing.T) {
 		for _, r := range append(requests, responses...) {
 			fmt.Fprintln(&b, r)
 		}
-		if p.client.ActiveStreams() != 0 || p.server.ActiveStreams() != 0 {
-			t.Errorf("%d and %d streams are left", p.client.ActiveStreams(), p.server.ActiveStreams())
+		if p.client.Active() != 0 || p.server.Active() != 0 {
+			t.Errorf("%d and %d streams are left", p.client.Active(), p.server.Active())
 		}
 		return b.String()
 	}
@@ -174,12 +174,12 @@ func TestRandomTraffic(t *testing.T) {
 					busy = true
 				}
 			}
-			if !busy && p.client.ActiveStreams()+p.server.ActiveStreams() == 0 {
+			if !busy && p.client.Active()+p.server.Active() == 0 {
 				break
 			}
 		}
-		if p.client.ActiveStreams()+p.server.ActiveStreams() != 0 {
-			t.Fatalf("seed %d: %d and %d streams are left", seed, p.client.ActiveStreams(), p.server.ActiveStreams())
+		if p.client.Active()+p.server.Active() != 0 {
+			t.Fatalf("seed %d: %d and %d streams are left", seed, p.client.Active(), p.server.Active())
 		}
 		for _, s := range sides {
 			if !s.ended || s.reset != 0 || len(s.left) > 0 || !bytes.Equal(s.got, content(len(s.got))) {
@@ -206,7 +206,7 @@ func TestAnEarlyResponseEndsTheRequest(t *testing.T) {
 	s.want("HEADERS 1 end\nRST_STREAM 1 NO_ERROR")
 	s.data(1, false, "still on its way")
 	s.headers(1, true, "x-trailer=1")
-	if s.err != nil || s.frames() != "" || s.c.ActiveStreams() != 0 {
+	if s.err != nil || s.frames() != "" || s.c.Active() != 0 {
 		t.Error(s.err)
 	}
 	// HPACK agrees still, and the connection goes on.
@@ -277,8 +277,8 @@ func TestAResponseSurvivesTheConnection(t *testing.T) {
 	if part.reset != message.ConnectionClosed || unsent.reset != message.Refused || whole.reset != 0 {
 		t.Error(part.reset, unsent.reset, whole.reset)
 	}
-	if s.Resume(); whole.String() != `[:status=200]"hello".` || p.client.ActiveStreams() != 0 {
-		t.Error(whole, p.client.ActiveStreams())
+	if s.Resume(); whole.String() != `[:status=200]"hello".` || p.client.Active() != 0 {
+		t.Error(whole, p.client.Active())
 	}
 }
 
@@ -363,7 +363,7 @@ func TestTheOwnersMistakesResetTheStream(t *testing.T) {
 		s := newServer(t, nil)
 		s.request(1, false)
 		f(s.tapes[0].s)
-		if got := s.frames(); !strings.HasSuffix(got, "RST_STREAM 1 INTERNAL_ERROR") || s.tapes[0].reset != message.LocalReset || s.c.ActiveStreams() != 0 {
+		if got := s.frames(); !strings.HasSuffix(got, "RST_STREAM 1 INTERNAL_ERROR") || s.tapes[0].reset != message.LocalReset || s.c.Active() != 0 {
 			t.Errorf("%s: %s, %v", name, got, s.tapes[0].reset)
 		}
 	}

@@ -334,7 +334,7 @@ func TestStreamsBeyondALimitThatIsNotKnownYet(t *testing.T) {
 	s.enc = newEncoder(&s.block)
 	s.c = NewServer(s.out, &Options{MaxConcurrentStreams: 5}, s)
 	s.c.Start()
-	s.in.WriteString(preface)
+	s.in.WriteString(Preface)
 	_ = s.f.WriteSettings()
 	s.send()
 	s.out.b.Release()

@@ -49,10 +49,6 @@ func FuzzFrames(f *testing.F) {
 
 var windowUpdates = regexp.MustCompile(`WINDOW_UPDATE [01357] \d+\n?`)
 
-type acceptFunc func(*Stream) message.Receiver
-
-func (f acceptFunc) NewStream(s *Stream) message.Receiver { return f(s) }
-
 // owner answers and receives as the bits of how say.
 func owner(t *testing.T, how byte, s *Stream) *tape {
 	r := &tape{t: t, s: s}
@@ -94,25 +90,22 @@ func play(t *testing.T, server bool, how byte, p []byte, piece int) string {
 	start := raw(nil, frameSettings, 0, 0, "")
 	var c *Conn
 	if server {
-		start = append([]byte(preface), start...)
-		c = NewServer(out, o, acceptFunc(func(s *Stream) message.Receiver {
+		start = append([]byte(Preface), start...)
+		c = NewServer(out, o, &hooks{stream: func(s *Stream) message.Receiver {
 			tapes = append(tapes, owner(t, how, s))
 			return tapes[len(tapes)-1]
-		}))
+		}})
 	} else {
-		c = NewClient(out, o)
+		c = NewClient(out, o, new(hooks))
 	}
 	c.o.LingerTimeout, c.o.FlushTimeout = time.Second, time.Minute
-	if how&128 != 0 {
-		c.OnSweep = func(time.Duration) {}
-	}
 	c.Start()
 	p = append(start, p...)
 	if !server {
 		for i := range 3 {
 			r := owner(t, how, nil)
 			tapes = append(tapes, r)
-			r.s, _ = c.OpenStream(r)
+			r.s = c.Open(r).(*Stream)
 			r.s.Head(get, i > 0)
 		}
 	}

@@ -6,11 +6,13 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
 	"sallyport/sidecar/buffer"
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/message"
 )
 
@@ -148,6 +150,7 @@ var get = head(":method=GET", ":scheme=https", ":authority=h.example", ":path=/"
 
 // server is a server's connection whose peer is a framer of x/net.
 type server struct {
+	hooks
 	t      testing.TB
 	c      *Conn
 	out    *sink
@@ -157,7 +160,7 @@ type server struct {
 	block  bytes.Buffer
 	tapes  []*tape
 	setup  func(*tape)
-	refuse []int
+	refuse []failure.Kind
 	err    error
 	rest   []byte
 }
@@ -168,9 +171,8 @@ func newServer(t testing.TB, o *Options) *server {
 	s.f.AllowIllegalWrites = true
 	s.enc = hpack.NewEncoder(&s.block)
 	s.c = NewServer(s.out, o, s)
-	s.c.OnRefused = func(status int) { s.refuse = append(s.refuse, status) }
 	s.c.Start()
-	s.in.WriteString(preface)
+	s.in.WriteString(Preface)
 	_ = s.f.WriteSettings()
 	_ = s.f.WriteSettingsAck()
 	s.send()
@@ -178,8 +180,37 @@ func newServer(t testing.TB, o *Options) *server {
 	return s
 }
 
-func (s *server) NewStream(st *Stream) message.Receiver {
-	r := &tape{t: s.t, s: st}
+// hooks own a connection of either side; a function that is nil does nothing.
+type hooks struct {
+	stream func(*Stream) message.Receiver
+	closed func()
+	drains func()
+}
+
+func (h *hooks) NewStream(s message.Sender, _ message.Version) message.Receiver {
+	return h.stream(s.(*Stream))
+}
+
+func (h *hooks) StreamClosed() {
+	if h.closed != nil {
+		h.closed()
+	}
+}
+
+func (h *hooks) PeerDrains() {
+	if h.drains != nil {
+		h.drains()
+	}
+}
+
+func (*hooks) Refused(failure.Kind, int) {}
+func (*hooks) SweepIn(time.Duration)     {}
+
+// Refused notes what no stream was made for.
+func (s *server) Refused(k failure.Kind, _ int) { s.refuse = append(s.refuse, k) }
+
+func (s *server) NewStream(st message.Sender, _ message.Version) message.Receiver {
+	r := &tape{t: s.t, s: st.(*Stream)}
 	if s.setup != nil {
 		s.setup(r)
 	}
@@ -199,7 +230,6 @@ func (s *server) send() {
 	s.rest = bytes.Clone(p[n:])
 	if err != nil {
 		s.err = err
-		s.c.Closed(message.ProtocolError)
 	}
 }
 
@@ -233,7 +263,7 @@ func (s *server) frames() string { return describe(s.t, s.out.take(), nil) }
 
 // describe reads frames with x/net. dec keeps the HPACK state, where heads matter.
 func describe(t testing.TB, p []byte, dec *hpack.Decoder) string {
-	p = bytes.TrimPrefix(p, []byte(preface))
+	p = bytes.TrimPrefix(p, []byte(Preface))
 	f := http2.NewFramer(io.Discard, bytes.NewReader(p))
 	f.SetMaxReadFrameSize(maxMaxFrame)
 	var lines []string
@@ -302,6 +332,7 @@ func (s *server) wantError(code ErrCode) {
 
 // pair is a client and a server of ours that feed each other.
 type pair struct {
+	hooks
 	t      testing.TB
 	client *Conn
 	server *Conn
@@ -313,11 +344,13 @@ type pair struct {
 	accept func(*Stream) message.Receiver
 }
 
-func (p *pair) NewStream(s *Stream) message.Receiver { return p.accept(s) }
+func (p *pair) NewStream(s message.Sender, _ message.Version) message.Receiver {
+	return p.accept(s.(*Stream))
+}
 
 func newPair(t testing.TB, client, server *Options) *pair {
 	p := &pair{t: t, up: newSink(), down: newSink(), cut: func(n int) int { return n }}
-	p.client = NewClient(p.up, client)
+	p.client = NewClient(p.up, client, p)
 	p.server = NewServer(p.down, server, p)
 	p.client.Start()
 	p.server.Start()
@@ -349,9 +382,9 @@ func (p *pair) carry(from *sink, to *Conn, rest *[]byte) {
 
 func (p *pair) open(r message.Receiver) *Stream {
 	p.t.Helper()
-	s, ok := p.client.OpenStream(r)
-	if !ok {
+	s := p.client.Open(r)
+	if s == nil {
 		p.t.Fatal("no stream")
 	}
-	return s
+	return s.(*Stream)
 }

@@ -153,7 +153,7 @@ func (c *Conn) onTrailers(s *Stream, end bool) *ConnError {
 	switch {
 	case !wanted:
 		if s.lingering {
-			c.Ping(0)
+			c.ping()
 		}
 		s.settle()
 	case s.holds():

@@ -86,7 +86,7 @@ func unencrypted() *http.Protocols {
 func TestAClientOfNetHTTP(t *testing.T) {
 	addr := listen(t, func(k net.Conn) {
 		out := newSink()
-		c := NewServer(out, nil, acceptFunc(func(s *Stream) message.Receiver {
+		c := NewServer(out, nil, &hooks{stream: func(s *Stream) message.Receiver {
 			r := &tape{t: t, s: s}
 			var body []byte
 			r.onData = func(p []byte, _ bool) { body, r.data = append(body, p...), r.data[:0] }
@@ -96,7 +96,7 @@ func TestAClientOfNetHTTP(t *testing.T) {
 				s.Trailers(head("x-sum=" + fmt.Sprint(len(body))))
 			}
 			return r
-		}))
+		}})
 		c.Start()
 		loop(k, c, out)
 	})
@@ -141,7 +141,8 @@ func TestAServerOfNetHTTP(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := newSink()
-	c := NewClient(out, nil)
+	var owner hooks
+	c := NewClient(out, nil, &owner)
 	c.Start()
 	const requests = 50
 	answered := make(chan string, requests)
@@ -160,14 +161,14 @@ func TestAServerOfNetHTTP(t *testing.T) {
 				}
 				answered <- r.String()
 			}
-			s, _ := c.OpenStream(r)
+			s := c.Open(r)
 			s.Head(head(":method=POST", ":scheme=http", ":authority=h", ":path=/p", "x-id="+fmt.Sprint(queue)), false)
 			s.Data(body, true)
 		}
 	}
 	// The first call is for the server's SETTINGS: before them, more streams
 	// might be opened than it takes.
-	c.OnStreamClosed = next
+	owner.closed = next
 	done := make(chan struct{})
 	go func() { loop(k, c, out); close(done) }()
 	for range requests {

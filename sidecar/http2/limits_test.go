@@ -112,11 +112,11 @@ func TestWhatMustComeFirst(t *testing.T) {
 		want  string
 	}{
 		"another protocol":  {"GET / HTTP/1.1\r\n", "PROTOCOL_ERROR"},
-		"no SETTINGS":       {preface + string(raw(nil, framePing, 0, 0, "12345678")), "PROTOCOL_ERROR"},
-		"an acknowledgment": {preface + string(raw(nil, frameSettings, flagAck, 0, "")), "PROTOCOL_ERROR"},
-		"SETTINGS":          {preface + string(raw(nil, frameSettings, 0, 0, "")), ""},
+		"no SETTINGS":       {Preface + string(raw(nil, framePing, 0, 0, "12345678")), "PROTOCOL_ERROR"},
+		"an acknowledgment": {Preface + string(raw(nil, frameSettings, flagAck, 0, "")), "PROTOCOL_ERROR"},
+		"SETTINGS":          {Preface + string(raw(nil, frameSettings, 0, 0, "")), ""},
 	} {
-		_, err := NewServer(newSink(), nil, nil).Feed([]byte(c.first))
+		_, err := NewServer(newSink(), nil, new(hooks)).Feed([]byte(c.first))
 		if (err != nil) != (c.want != "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -210,7 +210,7 @@ func TestNothingOfTheConnectionsWindowIsLost(t *testing.T) {
 			s.data(id, false, "x") // ends by content-length
 		}
 		_ = s.f.WriteDataPadded(id, false, make([]byte, 8000), make([]byte, 100))
-		if s.send(); s.c.ActiveStreams() > 50 {
+		if s.send(); s.c.Active() > 50 {
 			for _, r := range s.tapes {
 				r.s.Reset(message.LocalReset)
 			}
@@ -379,7 +379,6 @@ func TestFeedDoesAsMuchAsATurnAllows(t *testing.T) {
 	s.setup = func(r *tape) { r.onEnd = func() { r.s.Head(head(":status=204"), true) } }
 	for turns := 0; s.in.Len()+len(s.rest) > 0; turns++ {
 		heads, left := len(s.tapes), s.in.Len()+len(s.rest)
-		s.c.Turn.Begin()
 		s.send()
 		switch {
 		case s.err != nil:
@@ -390,7 +389,7 @@ func TestFeedDoesAsMuchAsATurnAllows(t *testing.T) {
 			t.Fatalf("turn %d: %d bytes were read", turns, left-len(s.rest))
 		case len(s.rest) == left:
 			t.Fatalf("turn %d: nothing was read", turns)
-		case len(s.rest) > 0 && !s.c.Turn.Over():
+		case len(s.rest) > 0 && s.c.Rest() != message.ForTurn:
 			t.Fatal("something is left, and the turn is not over")
 		}
 	}

@@ -243,13 +243,13 @@ func TestOneClientCannotMakeAConnectionHoldMore(t *testing.T) {
 	} {
 		before := heap()
 		w := &world{out: newSink()}
-		w.c = NewServer(w.out, &c.o, acceptFunc(func(s *Stream) message.Receiver {
+		w.c = NewServer(w.out, &c.o, &hooks{stream: func(s *Stream) message.Receiver {
 			w.owners = append(w.owners, &quiet{s, w.pause})
 			return w.owners[len(w.owners)-1]
-		}))
+		}})
 		a := newAlarm(w.c, w.out)
 		w.c.Start()
-		feed(w, append([]byte(preface), raw(nil, frameSettings, 0, 0, "")...))
+		feed(w, append([]byte(Preface), raw(nil, frameSettings, 0, 0, "")...))
 		feed(w, raw(nil, frameSettings, flagAck, 0, ""))
 		c.drive(w)
 		w.owners = nil

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/hpack"
 	"sallyport/sidecar/message"
 )
@@ -26,7 +27,7 @@ func (c *Conn) onRequest(id uint32, end bool, bad error) *ConnError {
 	c.streams.put(s)
 	s.begun, s.recvEnd, s.delivered = true, end, end
 	if bad == hpack.ErrLimit {
-		c.refused(431)
+		c.owner.Refused(failure.StreamHeadTooLarge, 431)
 		c.head.Reset()
 		c.head.SetStatus(431) // RFC 6585 §5: the client learns what was wrong
 		c.head.AddNameString(message.ContentLength, "0")
@@ -34,13 +35,13 @@ func (c *Conn) onRequest(id uint32, end bool, bad error) *ConnError {
 		return nil
 	}
 	if bad != nil || !s.request(&c.head, end) {
-		c.refused(400)
+		c.owner.Refused(failure.MalformedStream, 0)
 		return c.streamError(s, ProtocolError) // §8.1.1
 	}
 	if s.tunnel {
 		s.paused = 1 // until it is accepted
 	}
-	s.r = c.acceptor.NewStream(s)
+	s.r = c.owner.NewStream(s, message.HTTP2)
 	s.r.Head(&c.head, end)
 	return nil
 }
@@ -49,7 +50,7 @@ func (c *Conn) onRequest(id uint32, end bool, bad error) *ConnError {
 // that meets another limit, is not, beyond what it must read.
 func (c *Conn) refuseStream(id uint32) *ConnError {
 	c.writeReset(id, RefusedStream)
-	c.refused(503)
+	c.owner.Refused(failure.TooManyStreams, 0)
 	if err := c.answered(); err != nil {
 		return err
 	}
@@ -57,12 +58,6 @@ func (c *Conn) refuseStream(id uint32) *ConnError {
 		return c.takenBack()
 	}
 	return c.idleFrame()
-}
-
-func (c *Conn) refused(status int) {
-	if c.OnRefused != nil {
-		c.OnRefused(status)
-	}
 }
 
 // request checks what a request must have (§8.3.1), beyond what holds for each

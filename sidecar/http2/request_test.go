@@ -2,11 +2,13 @@ package http2
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/net/http2"
 
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/message"
 )
 
@@ -76,7 +78,7 @@ func TestRequests(t *testing.T) {
 		s.headers(1, true, fields...)
 		if c.want == "" {
 			s.want("RST_STREAM 1 PROTOCOL_ERROR")
-			if len(s.tapes) > 0 || fmt.Sprint(s.refuse) != "[400]" || s.err != nil || s.c.ActiveStreams() != 0 {
+			if len(s.tapes) > 0 || !slices.Equal(s.refuse, []failure.Kind{failure.MalformedStream}) || s.err != nil || s.c.Active() != 0 {
 				t.Errorf("%s: %v, %v, %v", c.name, s.tapes, s.refuse, s.err)
 			}
 			continue
@@ -126,7 +128,7 @@ func TestAHeadThatIsTooLargeIsAnswered(t *testing.T) {
 		t.Error(got, s.tapes)
 	}
 	s.request(3, true)
-	if len(s.tapes) != 1 || fmt.Sprint(s.refuse) != "[431]" {
+	if len(s.tapes) != 1 || !slices.Equal(s.refuse, []failure.Kind{failure.StreamHeadTooLarge}) {
 		t.Error("the connection does not go on", s.refuse)
 	}
 }
@@ -151,7 +153,7 @@ func TestTooManyStreamsAreRefused(t *testing.T) {
 	s.want("RST_STREAM 5 REFUSED_STREAM\nRST_STREAM 7 REFUSED_STREAM")
 	s.tapes[0].s.Head(head(":status=200"), true)
 	s.request(9, true)
-	if len(s.tapes) != 3 || fmt.Sprint(s.refuse) != "[503 503]" {
+	if len(s.tapes) != 3 || !slices.Equal(s.refuse, []failure.Kind{failure.TooManyStreams, failure.TooManyStreams}) {
 		t.Error(len(s.tapes), s.refuse)
 	}
 }
@@ -207,7 +209,7 @@ func TestExtendedConnect(t *testing.T) {
 			t.Error(got)
 		}
 		s.want("DATA 1 6 end")
-		if s.c.ActiveStreams() != 0 {
+		if s.c.Active() != 0 {
 			t.Error("the stream is left")
 		}
 	})
@@ -252,9 +254,9 @@ func TestConnectHoldsWhatCameAhead(t *testing.T) {
 func TestDrain(t *testing.T) {
 	s := newServer(t, nil)
 	s.request(1, true)
-	s.c.GoAway(true)
+	s.c.Drain(false)
 	s.request(3, true)
-	s.c.GoAway(false)
+	s.c.Drain(true)
 	s.want("GOAWAY 2147483647 NO_ERROR\nGOAWAY 3 NO_ERROR")
 	s.request(5, false) // it crossed the second
 	s.data(5, true, "ignored")
@@ -264,7 +266,7 @@ func TestDrain(t *testing.T) {
 	}
 	s.tapes[0].s.Head(head(":status=200"), true)
 	s.tapes[1].s.Head(head(":status=200"), true)
-	if s.want("HEADERS 1 end\nHEADERS 3 end"); s.c.ActiveStreams() != 0 {
+	if s.want("HEADERS 1 end\nHEADERS 3 end"); s.c.Active() != 0 {
 		t.Error("streams are left")
 	}
 }
@@ -274,7 +276,7 @@ func TestAClientsResetReachesTheReceiver(t *testing.T) {
 	s.request(1, true)
 	_ = s.f.WriteRSTStream(1, http2.ErrCodeCancel)
 	s.send()
-	if s.tapes[0].reset != message.RemoteReset || s.c.ActiveStreams() != 0 {
+	if s.tapes[0].reset != message.RemoteReset || s.c.Active() != 0 {
 		t.Error(s.tapes[0].reset)
 	}
 }
@@ -329,20 +331,20 @@ func TestAHeadIsOpen(t *testing.T) {
 		open bool
 	}{
 		{"nothing", nil, true},
-		{"a part of the preface", []string{preface[:10]}, true},
-		{"the preface without SETTINGS", []string{preface}, true},
-		{"a part of SETTINGS", []string{preface + settings[:8]}, true},
-		{"the whole preface", []string{preface + settings}, false},
-		{"a whole head", []string{preface + settings, whole}, false},
-		{"a part of HEADERS", []string{preface + settings, whole[:12]}, true},
-		{"HEADERS without END_HEADERS", []string{preface + settings, first}, true},
-		{"a part of CONTINUATION", []string{preface + settings, first, rest[:9-1]}, true},
-		{"HEADERS and CONTINUATION", []string{preface + settings, first + rest}, false},
-		{"a part of a frame's header, of whatever kind", []string{preface + settings, whole[:3]}, false},
-		{"a part of DATA", []string{preface + settings, whole + data[:12]}, false},
+		{"a part of the preface", []string{Preface[:10]}, true},
+		{"the preface without SETTINGS", []string{Preface}, true},
+		{"a part of SETTINGS", []string{Preface + settings[:8]}, true},
+		{"the whole preface", []string{Preface + settings}, false},
+		{"a whole head", []string{Preface + settings, whole}, false},
+		{"a part of HEADERS", []string{Preface + settings, whole[:12]}, true},
+		{"HEADERS without END_HEADERS", []string{Preface + settings, first}, true},
+		{"a part of CONTINUATION", []string{Preface + settings, first, rest[:9-1]}, true},
+		{"HEADERS and CONTINUATION", []string{Preface + settings, first + rest}, false},
+		{"a part of a frame's header, of whatever kind", []string{Preface + settings, whole[:3]}, false},
+		{"a part of DATA", []string{Preface + settings, whole + data[:12]}, false},
 	} {
 		out := newSink()
-		s := NewServer(out, nil, acceptFunc(func(s *Stream) message.Receiver { return &tape{t: t, s: s} }))
+		s := NewServer(out, nil, &hooks{stream: func(s *Stream) message.Receiver { return &tape{t: t, s: s} }})
 		s.Start()
 		var kept []byte
 		for _, p := range c.sent {
@@ -354,8 +356,8 @@ func TestAHeadIsOpen(t *testing.T) {
 			}
 			kept = kept[n:]
 		}
-		if s.HeadOpen() != c.open || (s.HeadSince() != 0) != c.open {
-			t.Errorf("%s: open %v, since %d", c.name, s.HeadOpen(), s.HeadSince())
+		if got := s.Head(0); (got != 0) != c.open {
+			t.Errorf("%s: %d", c.name, got)
 		}
 	}
 }
@@ -370,7 +372,7 @@ func TestEachHeadHasATimeOfItsOwn(t *testing.T) {
 			s.in.Write(f)
 		}
 		s.send()
-		return s.c.HeadSince()
+		return s.c.Head(0)
 	}
 	end := raw(nil, frameContinuation, flagEndHeaders, 1, string(block[1:]))
 	if got := at(100, raw(nil, frameHeaders, 0, 1, string(block[:1]))); got != 100 {

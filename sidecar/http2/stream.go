@@ -143,9 +143,7 @@ func (s *Stream) remove(told bool) {
 
 func (c *Conn) streamClosed() {
 	c.relieve()
-	if c.OnStreamClosed != nil {
-		c.OnStreamClosed()
-	}
+	c.common.StreamClosed()
 }
 
 // end ends the stream early and tells its receiver.
@@ -449,7 +447,7 @@ func (s *Stream) Reset(why message.Reason) {
 	}
 	c := s.c
 	if s.id != 0 && !c.closed && !(s.recvEnd && s.sendEnd) {
-		if c.Worn() && s.young() && c.OnSweep != nil {
+		if c.Worn() && s.young() {
 			s.abandon()
 			return
 		}

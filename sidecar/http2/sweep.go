@@ -6,7 +6,7 @@ import (
 	"sallyport/sidecar/message"
 )
 
-// What ends by time. The codec has no timer: it says with OnSweep when it wants Sweep to be called.
+// What ends by time. The codec has no timer: it says with SweepIn when it wants Sweep to be called.
 
 const (
 	// patience is the age up to which a request that was cancelled on a worn connection is left to the server. For
@@ -25,12 +25,12 @@ const (
 
 // sweepIn asks for a Sweep in that time, unless there is an earlier one.
 func (c *Conn) sweepIn(d time.Duration) {
-	if c.OnSweep == nil || c.closed {
+	if c.closed {
 		return
 	}
 	if at := c.out.NowMono() + int64(d); c.sweepAt == 0 || at < c.sweepAt {
 		c.sweepAt = at
-		c.OnSweep(d)
+		c.common.SweepIn(d)
 	}
 }
 
@@ -42,7 +42,7 @@ func (c *Conn) sweepIn(d time.Duration) {
 //     LingerTimeout, or not its end in lingerTimes as long: RST_STREAM(NO_ERROR);
 //   - on a client, one that was cancelled and whose RST_STREAM was held back (see Worn).
 //
-// It gives back memory of a burst, too. The owner calls it when OnSweep asked for it.
+// It gives back memory of a burst, too. The owner calls it when SweepIn asked for it.
 func (c *Conn) Sweep() (stalled int) {
 	if c.closed || c.depth > 0 {
 		return 0
@@ -122,7 +122,7 @@ func (s *Stream) awaitClient() {
 // client that would have to wait for a window may do so for ever (curl 7.88), or may never mean to end (gRPC).
 func (s *Stream) mayLinger() bool {
 	c := s.c
-	if c.o.LingerTimeout <= 0 || c.OnSweep == nil {
+	if c.o.LingerTimeout <= 0 {
 		return false
 	}
 	return s.failed || s.length >= 0 && s.length-s.received <= min(s.recvWindow, c.recvWindow)
@@ -210,7 +210,7 @@ func (s *Stream) cancelOrphan() {
 
 // bulk notes that the connection has memory of a burst, to be given back when it was not needed for a while.
 func (c *Conn) bulk() {
-	if c.trimAt == 0 && c.OnSweep != nil && !c.closed {
+	if c.trimAt == 0 && !c.closed {
 		c.unused = len(c.free)
 		c.trimAt = c.out.NowMono() + int64(trimAfter)
 		c.sweepIn(trimAfter)

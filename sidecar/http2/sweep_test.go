@@ -20,9 +20,18 @@ type alarm struct {
 
 func newAlarm(c *Conn, out *sink) *alarm {
 	a := &alarm{c: c, out: out}
-	c.OnSweep = func(in time.Duration) { a.at = out.now + int64(in) }
+	c.common = alarmed{c.common, a}
 	return a
 }
+
+// alarmed is an owner with an alarm.
+type alarmed struct {
+	commonOwner
+	a *alarm
+}
+
+// SweepIn sets it.
+func (o alarmed) SweepIn(in time.Duration) { o.a.at = o.a.out.now + int64(in) }
 
 // wait lets time pass, and fires.
 func (a *alarm) wait(d time.Duration) (stalled int) {
@@ -264,7 +273,7 @@ func TestAServerSeesFewEarlyCancellations(t *testing.T) {
 	aged := fmt.Sprintf("RST_STREAM %d CANCEL\nRST_STREAM %d CANCEL", late[0].s.id, old.s.id)
 	late[0].s.Reset(message.LocalReset)
 	old.s.Reset(message.LocalReset)
-	unsent, _ := k.c.OpenStream(&tape{t: t})
+	unsent := k.c.Open(&tape{t: t})
 	unsent.Reset(message.LocalReset)
 	k.want(aged)
 
@@ -295,7 +304,7 @@ func TestAServerSeesFewEarlyCancellations(t *testing.T) {
 			t.Error("an event after Reset:", r)
 		}
 	}
-	if n := k.c.ActiveStreams(); n != 299 {
+	if n := k.c.Active(); n != 299 {
 		t.Errorf("%d streams are left", n)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"sallyport/sidecar/codec"
 	"sallyport/sidecar/conn"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/metric"
@@ -69,7 +70,7 @@ func (g *ground) listener(name string, status int, addrs ...conn.Address) *Confi
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	m := &stream.Manager{StatPrefix: "test", Stats: g.metrics.Set("http", "test", stream.Stats), StreamIdle: time.Minute, ConnectionIdle: time.Hour,
+	m := &stream.Manager{StatPrefix: "test", Codec: codec.Auto, Stats: g.metrics.Set("http", "test", stream.Stats), StreamIdle: time.Minute, ConnectionIdle: time.Hour,
 		Drain: time.Second, DelayedClose: time.Second, Routes: route.NewHandle(name, table)}
 	c := &Config{Name: name, StatPrefix: name, Bind: true, BufferLimit: 1 << 20, Addresses: addrs, Chains: []*Chain{{Name: "c", Key: "c", HTTP: m}}}
 	for _, a := range addrs { // as config compiles it

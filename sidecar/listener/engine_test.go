@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"sallyport/sidecar/codec"
 	"sallyport/sidecar/conn"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/metric"
@@ -62,7 +63,7 @@ func newEngineOn(t testing.TB, w *loop.Worker) *engine {
 	breakers := upstream.Breakers{Connections: 1024, Pending: 1024, Requests: 1024, Retries: 3}
 	e.cluster = &upstream.Config{Name: "backend", StatName: "backend", Hash: 1, ConnectTimeout: time.Second, BufferLimit: 1 << 20, IdleTimeout: time.Hour,
 		PanicThreshold: 50, Breakers: [2]upstream.Breakers{breakers, breakers}}
-	e.manager = &stream.Manager{StatPrefix: "test", Stats: m.Set("http", "test", stream.Stats), StreamIdle: 5 * time.Minute, ConnectionIdle: time.Hour,
+	e.manager = &stream.Manager{StatPrefix: "test", Codec: codec.Auto, Stats: m.Set("http", "test", stream.Stats), StreamIdle: 5 * time.Minute, ConnectionIdle: time.Hour,
 		ServerName: "sallyport", GenerateRequestID: true, Drain: time.Second, DelayedClose: time.Second}
 	return e
 }

@@ -3,21 +3,28 @@ package listener
 import (
 	"time"
 
+	"sallyport/sidecar/codec"
 	"sallyport/sidecar/failure"
 	"sallyport/sidecar/loop"
+	"sallyport/sidecar/message"
 	"sallyport/sidecar/stream"
 )
 
 // The timers of a connection that carries HTTP; those of requests are the stream's.
 
+// openPreface stands for the head that begins with a part of a preface, before there is a codec.
+const openPreface = -1
+
 // watchHead bounds the time that a head takes, from its first byte to its last:
 // by request_headers_timeout, and by stream_idle_timeout as Envoy, whose stream
-// begins with the first byte. A connection on which nothing was sent is idle.
-func (h *httpServer) watchHead(open bool) {
-	switch {
-	case !open:
+// begins with the first byte. id tells heads apart, for each has its time; 0:
+// none is open. A connection on which nothing was sent is idle.
+func (h *httpServer) watchHead(id int64) {
+	if id == 0 || id != h.headID && h.headID != openPreface {
 		stop(h.head)
-	case !scheduled(h.head) && !h.late:
+	}
+	h.headID = id
+	if id != 0 && !scheduled(h.head) && !h.late {
 		if d, _ := h.headTime(); d > 0 {
 			h.schedule(&h.head, h.headTimeout, d)
 		}
@@ -57,15 +64,11 @@ func (h *httpServer) idleTimeout() {
 		return
 	}
 	h.stats.Inc(stream.StatCxIdleTimeout)
-	if h.h2 != nil {
-		h.h2.GoAway(false)
-	}
-	h.end()
+	h.endIdle()
 }
 
-// headTimeout ends a connection whose request head takes too long (slowloris). Over
-// HTTP/2 nothing else can come while a head is open (RFC 9113 §6.10), so no request
-// is lost that is not complete; those that are get their responses.
+// headTimeout ends a connection whose request head takes too long (slowloris), once
+// the requests that are complete got their responses.
 func (h *httpServer) headTimeout() {
 	defer h.k.Worker.Guard(h.k.conn)
 	if h.closing {
@@ -79,20 +82,14 @@ func (h *httpServer) headTimeout() {
 	} else {
 		h.stats.Inc(stream.StatRqTimeout)
 	}
-	if h.h2 != nil {
-		h.logRefused(stream.ProtocolHTTP2, k, 0, 0)
-		h.draining, h.late = true, true
-		h.h2.GoAway(false)
-		if h.active == 0 {
-			h.end()
-		}
-		return
+	if h.codec == nil {
+		h.start(codec.HTTP1) // part of a preface: a client may see what the matter is all the same
 	}
-	if h.h1 == nil {
-		h.start1() // part of a preface: a client may see what the matter is all the same
-	}
+	h.late = true
 	h.refuse(k)
-	h.end()
+	if h.codec.End() != message.Open {
+		h.end()
+	}
 }
 
 // waiting starts the timer for output that the client does not take. A stream that

@@ -3,6 +3,7 @@ package listener
 import (
 	"time"
 
+	"sallyport/sidecar/codec"
 	"sallyport/sidecar/conn"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/message"
@@ -132,12 +133,12 @@ var (
 // them as they are. A connection manager would refuse the one, and rewrite the
 // other to the origin-form that a proxy does not take. They are no HTTP to us.
 func (k *connection) inspectHTTP(p []byte) (more bool) {
-	switch isPreface(p) {
-	case prefaceYes:
+	switch id, ok := codec.Sniff(p); {
+	case !ok:
+		return true
+	case id == codec.HTTP2:
 		k.alpn = alpnH2C
 		return false
-	case prefaceMaybe:
-		return true
 	}
 	switch k.line.scan(p, k.redirected) {
 	case lineGoesOn:

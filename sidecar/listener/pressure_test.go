@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"sallyport/sidecar/hpack"
+	"sallyport/sidecar/http2"
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/stream"
 )
@@ -92,7 +93,7 @@ func TestATurnServesAFewRequestsOfAConnection(t *testing.T) {
 // getRequests2 is a connection's worth of GETs over HTTP/2.
 func getRequests2(n int) string {
 	enc := hpack.NewEncoder(4096)
-	b := []byte(preface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+	b := []byte(http2.Preface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00")
 	for i := range n {
 		block := enc.Begin(nil)
 		for _, f := range [][2]string{{":method", "GET"}, {":scheme", "http"}, {":path", "/"}, {":authority", "a"}} {
@@ -134,7 +135,7 @@ func TestAResponseThatIsNotReadDoesNotStay(t *testing.T) {
 	const settings = "\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x04\x7f\xff\xff\xff"
 	const window = "\x00\x00\x04\x08\x00\x00\x00\x00\x00\x7f\xff\x00\x00"
 	many := getRequests2(1)
-	http2 := preface + settings + window + strings.TrimPrefix(many, preface+"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+	http2 := http2.Preface + settings + window + strings.TrimPrefix(many, http2.Preface+"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
 	const size = 16 << 20
 	for _, c := range []struct {
 		name, sent string

@@ -6,12 +6,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"sallyport/sidecar/http2"
 )
 
 // TestAHeadHasItsTime: the time of a head runs from its first byte to its last, whatever its
 // bytes look like and however they come; a connection on which nothing began is idle.
 func TestAHeadHasItsTime(t *testing.T) {
-	const start2 = preface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+	const start2 = http2.Preface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 	whole2 := head2(10)
 	headers2 := strings.TrimPrefix(whole2, start2)
 	open2 := headers2[:3] + "\x01\x01" + headers2[5:] // without END_HEADERS
@@ -41,7 +43,7 @@ func TestAHeadHasItsTime(t *testing.T) {
 		{name: "a request behind one that was answered", sent: getRequest + "GET", want: http1, headers: time.Second, after: time.Second, detail: "request_header_timeout", finishes: getRequest[3:]},
 		{name: "without its own timeout it is a stream that is idle", sent: "GET / HTTP/1.1\r\n", want: http1, idle: time.Minute, after: time.Minute, detail: "stream_idle_timeout", finishes: "Host: a\r\n\r\n"},
 		{name: "the shorter of the two", sent: "GET / HTTP/1.1\r\n", want: http1, headers: time.Hour / 2, idle: time.Minute, after: time.Minute, detail: "stream_idle_timeout", finishes: "Host: a\r\n\r\n"},
-		{name: "part of a preface", sent: preface[:10], want: http1, headers: time.Second, after: time.Second, detail: "request_header_timeout", finishes: whole2[10:]},
+		{name: "part of a preface", sent: http2.Preface[:10], want: http1, headers: time.Second, after: time.Second, detail: "request_header_timeout", finishes: whole2[10:]},
 		{name: "HTTP/2 without a request", sent: start2, want: goAway, headers: time.Second, after: time.Hour},
 		{name: "HEADERS without END_HEADERS", sent: start2 + open2, want: goAway, headers: time.Second, after: time.Second, detail: "request_header_timeout", finishes: "\x00\x00\x00\x09\x04\x00\x00\x00\x01"},
 		{name: "half of HEADERS", sent: whole2[:len(whole2)-3], want: goAway, headers: time.Second, after: time.Second, detail: "request_header_timeout", finishes: whole2[len(whole2)-3:]},

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"sallyport/sidecar/hpack"
+	"sallyport/sidecar/http2"
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/stream"
 )
@@ -40,7 +41,7 @@ func head2(n int) string {
 	for _, f := range [][2]string{{":method", "GET"}, {":scheme", "http"}, {":path", "/"}, {":authority", "a"}, {"cookie", strings.Repeat("~", n)}} {
 		block = enc.Field(block, message.NameOf([]byte(f[0])), f[0], []byte(f[1]), false)
 	}
-	b := []byte(preface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+	b := []byte(http2.Preface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00")
 	kind, flags := byte(1), byte(1)
 	for len(block) > 0 {
 		k := min(len(block), 16384)
@@ -200,7 +201,7 @@ func FuzzConnectionSplits(f *testing.F) {
 	f.Add([]byte(head2(10)), uint64(6))
 	f.Add([]byte(head2(5000)), uint64(7))
 	f.Add([]byte(getRequests2(50)), uint64(8))
-	f.Add([]byte(preface[:20]+"x"), uint64(9))
+	f.Add([]byte(http2.Preface[:20]+"x"), uint64(9))
 	f.Add([]byte("\r\n"+getRequest), uint64(10))
 	f.Fuzz(func(t *testing.T, raw []byte, seed uint64) {
 		if len(raw) > 100<<10 {

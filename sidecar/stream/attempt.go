@@ -26,10 +26,7 @@ func (s *Stream) attempt() {
 	if s.Route.IncludeAttemptCount {
 		s.Request.SetNameInt(message.XEnvoyAttemptCount, int64(s.Attempts))
 	}
-	o := exchange.Options{Priority: s.forward.Priority, Downstream: upstream.HTTP1, Source: s.Conn.Source, PerTry: s.perTry}
-	if s.Protocol == ProtocolHTTP2 {
-		o.Downstream = upstream.HTTP2
-	}
+	o := exchange.Options{Priority: s.forward.Priority, Downstream: s.Protocol, Source: s.Conn.Source, PerTry: s.perTry}
 	if s.forward.Retry != nil {
 		o.PerTryIdle = s.forward.Retry.PerTryIdle
 	}
@@ -40,10 +37,7 @@ func (s *Stream) attempt() {
 func (r *router) Ready(x *exchange.Exchange) {
 	s, c := (*Stream)(r), x.Client()
 	s.UpstreamLocal = c.Conn().LocalAddr()
-	s.UpstreamProto = ProtocolHTTP11
-	if c.HTTP2() {
-		s.UpstreamProto = ProtocolHTTP2
-	}
+	s.UpstreamProto = c.Version()
 	s.UpstreamTLS = c.Conn().TLS() != nil
 	if s.forward.AutoHost && c.Host().Hostname() != "" {
 		s.rewriteHost([]byte(c.Host().Hostname()))

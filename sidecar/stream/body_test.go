@@ -102,7 +102,7 @@ func TestAnEarlyAnswerEndsTheRequest(t *testing.T) {
 	l.Head()
 	l.Answer("413 Payload Too Large", "no")
 	client.Want(413, "no")
-	if r.LastResponse != 1 || client.Stream == nil {
+	if !client.Dropped {
 		t.Error("the connection goes on in the middle of a request")
 	}
 	client.Send("more") // what comes after the end is dropped
@@ -111,9 +111,9 @@ func TestAnEarlyAnswerEndsTheRequest(t *testing.T) {
 
 func TestAnAnswerOverHTTP2LeavesTheConnectionAlone(t *testing.T) {
 	r := streamtest.New(t, 0)
-	client := r.Begin(stream.ProtocolHTTP2, streamtest.Head("POST", "/"), false)
+	client := r.Begin(message.HTTP2, streamtest.Head("POST", "/"), false)
 	client.Want(503, "no healthy upstream")
-	if r.LastResponse != 0 || client.Reset != 0 {
+	if client.Dropped {
 		t.Error("the connection was to end")
 	}
 	client.End("late")
@@ -136,7 +136,7 @@ func TestAnUpstreamThatBreaksOff(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := streamtest.New(t, 1)
 			logs := logged(r)
-			client := r.Begin(stream.ProtocolHTTP11, streamtest.Head("POST", "/"), true)
+			client := r.Begin(message.HTTP11, streamtest.Head("POST", "/"), true)
 			l := r.Hosts[0].Accept()
 			l.Head()
 			l.Send(c.send)

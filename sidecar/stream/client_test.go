@@ -16,7 +16,7 @@ import (
 // seen is what the upstream gets of a request: the values of a field, by name.
 func seen(t *testing.T, r *streamtest.Rig, h *message.Head) map[string][]string {
 	t.Helper()
-	client := r.Begin(stream.ProtocolHTTP11, h, true)
+	client := r.Begin(message.HTTP11, h, true)
 	if client.Ended {
 		t.Fatalf("answered %d %q", client.Status, client.Body)
 	}
@@ -226,7 +226,7 @@ func TestRequestIDs(t *testing.T) {
 			if c.sent != "" {
 				fields = []string{"x-request-id", c.sent}
 			}
-			client := r.Begin(stream.ProtocolHTTP11, streamtest.Head("GET", "/", fields...), true)
+			client := r.Begin(message.HTTP11, streamtest.Head("GET", "/", fields...), true)
 			l := r.Hosts[0].Accept()
 			head := l.Head() + "\r\n"
 			l.Answer("200 OK", "")
@@ -255,26 +255,26 @@ func TestRequestsThatAreNotTaken(t *testing.T) {
 	for name, c := range map[string]struct {
 		set    func(m *stream.Manager)
 		head   *message.Head
-		proto  stream.Protocol
+		proto  message.Version
 		status int
 		detail string
 		header [2]string
 	}{
-		"no host":                {head: noHost, proto: stream.ProtocolHTTP11, status: 400, detail: "missing_host_header"},
-		"no path":                {head: streamtest.Head("GET", ""), proto: stream.ProtocolHTTP11, status: 400, detail: "path_normalization_failed"},
-		"a path without a slash": {head: streamtest.Head("GET", "x"), proto: stream.ProtocolHTTP2, status: 400, detail: "path_normalization_failed"},
-		"a fragment":             {head: streamtest.Head("GET", "/a#b"), proto: stream.ProtocolHTTP11, status: 400, detail: "path_has_fragment"},
-		"a broken escape":        {set: normalized, head: streamtest.Head("GET", "/%zz"), proto: stream.ProtocolHTTP11, status: 400, detail: "path_normalization_failed"},
-		"an escaped slash, refused": {set: func(m *stream.Manager) { m.Slashes = stream.SlashReject }, head: streamtest.Head("GET", "/a%2fb"), proto: stream.ProtocolHTTP11,
+		"no host":                {head: noHost, proto: message.HTTP11, status: 400, detail: "missing_host_header"},
+		"no path":                {head: streamtest.Head("GET", ""), proto: message.HTTP11, status: 400, detail: "path_normalization_failed"},
+		"a path without a slash": {head: streamtest.Head("GET", "x"), proto: message.HTTP2, status: 400, detail: "path_normalization_failed"},
+		"a fragment":             {head: streamtest.Head("GET", "/a#b"), proto: message.HTTP11, status: 400, detail: "path_has_fragment"},
+		"a broken escape":        {set: normalized, head: streamtest.Head("GET", "/%zz"), proto: message.HTTP11, status: 400, detail: "path_normalization_failed"},
+		"an escaped slash, refused": {set: func(m *stream.Manager) { m.Slashes = stream.SlashReject }, head: streamtest.Head("GET", "/a%2fb"), proto: message.HTTP11,
 			status: 400, detail: "path_normalization_failed"},
-		"an escaped slash, redirected": {set: func(m *stream.Manager) { m.Slashes = stream.SlashRedirect }, head: streamtest.Head("GET", "/a%2fb?c=%2f"), proto: stream.ProtocolHTTP11,
+		"an escaped slash, redirected": {set: func(m *stream.Manager) { m.Slashes = stream.SlashRedirect }, head: streamtest.Head("GET", "/a%2fb?c=%2f"), proto: message.HTTP11,
 			status: 307, detail: "path_normalization_redirect", header: [2]string{"location", "/a/b?c=%2f"}},
-		"an underscore, refused": {set: func(m *stream.Manager) { m.Underscores = stream.UnderscoreReject }, head: streamtest.Head("GET", "/", "x_y", "1"), proto: stream.ProtocolHTTP2,
+		"an underscore, refused": {set: func(m *stream.Manager) { m.Underscores = stream.UnderscoreReject }, head: streamtest.Head("GET", "/", "x_y", "1"), proto: message.HTTP2,
 			status: 400, detail: "unexpected_underscore"},
-		"an upgrade that is not allowed":  {head: streamtest.Head("GET", "/", "upgrade", "websocket"), proto: stream.ProtocolHTTP11, status: 403, detail: "upgrade_failed"},
-		"an upgrade in the second line":   {set: websocket, head: streamtest.Head("GET", "/", "upgrade", "websocket", "upgrade", "spdy/3.1"), proto: stream.ProtocolHTTP11, status: 403, detail: "upgrade_failed"},
-		"an upgrade in a list":            {set: websocket, head: streamtest.Head("GET", "/", "upgrade", "websocket, spdy/3.1"), proto: stream.ProtocolHTTP11, status: 403, detail: "upgrade_failed"},
-		"CONNECT where it is not allowed": {set: websocket, head: streamtest.Head("CONNECT", ""), proto: stream.ProtocolHTTP11, status: 403, detail: "upgrade_failed"},
+		"an upgrade that is not allowed":  {head: streamtest.Head("GET", "/", "upgrade", "websocket"), proto: message.HTTP11, status: 403, detail: "upgrade_failed"},
+		"an upgrade in the second line":   {set: websocket, head: streamtest.Head("GET", "/", "upgrade", "websocket", "upgrade", "spdy/3.1"), proto: message.HTTP11, status: 403, detail: "upgrade_failed"},
+		"an upgrade in a list":            {set: websocket, head: streamtest.Head("GET", "/", "upgrade", "websocket, spdy/3.1"), proto: message.HTTP11, status: 403, detail: "upgrade_failed"},
+		"CONNECT where it is not allowed": {set: websocket, head: streamtest.Head("CONNECT", ""), proto: message.HTTP11, status: 403, detail: "upgrade_failed"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := streamtest.New(t, 1)
@@ -337,7 +337,7 @@ func TestThePortOfTheHost(t *testing.T) {
 			r.Filters(&spy{head: func(_ stream.Context, h *message.Head) { got = string(h.Get(message.Authority)) }})
 			h := streamtest.Head("GET", "/")
 			h.SetNameString(message.Authority, c.host)
-			r.Begin(stream.ProtocolHTTP2, h, true).Done()
+			r.Begin(message.HTTP2, h, true).Done()
 			if got != c.want {
 				t.Errorf("%s, want %s", got, c.want)
 			}

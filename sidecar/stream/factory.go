@@ -33,7 +33,7 @@ func NewFactory(w *loop.Worker, clusters *upstream.Registry) *Factory {
 }
 
 // New returns a stream for a request whose head is about to come.
-func (f *Factory) New(owner Owner, c *Connection, down message.Sender, p Protocol) *Stream {
+func (f *Factory) New(owner Owner, c *Connection, down message.Sender, p message.Version) *Stream {
 	var s *Stream
 	if n := len(f.free); n > 0 {
 		s = f.free[n-1]

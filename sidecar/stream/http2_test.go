@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/net/http2"
 
-	"sallyport/sidecar/stream"
+	"sallyport/sidecar/message"
 	"sallyport/sidecar/stream/streamtest"
 	"sallyport/sidecar/upstream"
 )
@@ -21,7 +21,7 @@ func overHTTP2(t *testing.T) *streamtest.Rig {
 func TestARefusedStreamIsSentAgainWhateverThePolicy(t *testing.T) {
 	// RFC 9113 §8.7: it was not processed, so that any method is safe.
 	r := overHTTP2(t)
-	client := r.Begin(stream.ProtocolHTTP11, streamtest.Head("POST", "/"), true)
+	client := r.Begin(message.HTTP11, streamtest.Head("POST", "/"), true)
 	h := r.Hosts[0].Accept().HTTP2()
 	id, _, _ := h.Request()
 	h.Reset(id, http2.ErrCodeRefusedStream)
@@ -53,7 +53,7 @@ func TestAHostThatRefusesAllIsNotAskedForEver(t *testing.T) {
 
 func TestAStreamAboveGoAwayIsSentAgain(t *testing.T) {
 	r := overHTTP2(t)
-	client := r.Begin(stream.ProtocolHTTP11, streamtest.Head("POST", "/"), true)
+	client := r.Begin(message.HTTP11, streamtest.Head("POST", "/"), true)
 	h := r.Hosts[0].Accept().HTTP2()
 	h.Request()
 	h.GoAway(0)
@@ -128,7 +128,7 @@ func TestAnAnswerOfGRPCCountsForTheHostAsItsCode(t *testing.T) {
 			}
 			r := overHTTP2(t)
 			r.Cluster.Outlier = &upstream.Outlier{Consecutive5xx: 1, Enforcing5xx: 100, AlwaysEjectOne: true, MaxEjectionPercent: 100, BaseEjection: time.Hour}
-			client := r.Begin(stream.ProtocolHTTP2, streamtest.Head("POST", "/s/m", "content-type", asked), true)
+			client := r.Begin(message.HTTP2, streamtest.Head("POST", "/s/m", "content-type", asked), true)
 			h := r.Hosts[0].Accept().HTTP2()
 			id, _, _ := h.Request()
 			h.Respond(id, c.end, "200", c.fields...)

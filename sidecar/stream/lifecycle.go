@@ -34,8 +34,6 @@ import (
 type Owner interface {
 	// Manager is the connection manager in force now.
 	Manager() *Manager
-	// Last makes the response that is about to be sent the connection's last.
-	Last()
 	// StreamDone tells that the stream is over.
 	StreamDone(s *Stream)
 }
@@ -174,7 +172,7 @@ func (s *Stream) expect() {
 		return
 	}
 	s.Request.RemoveName(message.Expect)
-	if s.request == requestWhole || s.Protocol == ProtocolHTTP10 {
+	if s.request == requestWhole || s.Protocol == message.HTTP10 {
 		return
 	}
 	h := &s.Response
@@ -197,7 +195,7 @@ func (s *Stream) begin() {
 	st := m.Stats.At(s.worker.ID())
 	st.Inc(StatRqTotal)
 	st.Add(StatRqActive, 1)
-	if s.Protocol == ProtocolHTTP2 {
+	if s.Protocol == message.HTTP2 {
 		st.Inc(StatRqHTTP2)
 	} else {
 		st.Inc(StatRqHTTP1)
@@ -341,7 +339,7 @@ func (s *Stream) finish() {
 		s.conclude()
 	}
 	s.body.Clear()
-	if s.request == requestOpen && s.Protocol != ProtocolHTTP2 {
+	if s.request == requestOpen && !s.Protocol.Multiplexed() {
 		// The response is complete and the request is not: the rest of an
 		// HTTP/1 request would have to be read to the end, however long,
 		// so the connection ends instead. HTTP/2's codec resets the stream.

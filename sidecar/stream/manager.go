@@ -4,19 +4,9 @@ import (
 	"net/netip"
 	"time"
 
-	"sallyport/sidecar/http1"
-	"sallyport/sidecar/http2"
+	"sallyport/sidecar/codec"
 	"sallyport/sidecar/metric"
 	"sallyport/sidecar/route"
-)
-
-// Codec is which HTTP versions a listener speaks (codec_type).
-type Codec uint8
-
-const (
-	Auto  Codec = iota // by ALPN, or by HTTP/2's preface on plaintext
-	HTTP1              // always
-	HTTP2              // always; prior knowledge on plaintext
 )
 
 // ForwardCert is forward_client_cert_details: what becomes of x-forwarded-client-cert.
@@ -66,11 +56,11 @@ const (
 type Manager struct {
 	StatPrefix string
 	Stats      *metric.Set // of StatPrefix
-	Codec      Codec
-	HTTP1      http1.Options
-	HTTP2      http2.Options
-	Routes     *route.Handle
-	Filters    *Chain // nil: none but the router, which is always last and no part of it
+	// Codec is the protocol of every connection (codec_type); or codec.Auto.
+	Codec codec.ID
+	codec.Options
+	Routes  *route.Handle
+	Filters *Chain // nil: none but the router, which is always last and no part of it
 	// SuppressEnvoyHeaders is the router's suppress_envoy_headers.
 	SuppressEnvoyHeaders bool
 

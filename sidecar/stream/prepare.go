@@ -15,7 +15,7 @@ import (
 // It returns a failure where the request cannot be taken; it may also answer it.
 func (s *Stream) prepare() failure.Kind {
 	h, m := &s.Request, s.Manager
-	if !h.Has(message.Method) || !h.Has(message.Authority) && s.Protocol != ProtocolHTTP10 && !h.Is(message.Method, "CONNECT") {
+	if !h.Has(message.Method) || !h.Has(message.Authority) && s.Protocol != message.HTTP10 && !h.Is(message.Method, "CONNECT") {
 		// RFC 9112 §3.2: a request without Host is answered 400. The
 		// codecs see to the rest.
 		return failure.MissingHost

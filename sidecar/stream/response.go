@@ -65,11 +65,6 @@ func (s *Stream) sendHead(end bool) {
 	if end {
 		s.response = responseWhole
 	}
-	if s.request == requestOpen && !s.tunnel && s.Protocol != ProtocolHTTP2 {
-		// The client should not have to find out that nobody waits for the
-		// rest of its request on this connection.
-		s.owner.Last()
-	}
 	s.down.Head(h, end)
 	if end {
 		s.settle()

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"sallyport/sidecar/message"
 	"sallyport/sidecar/route"
 	"sallyport/sidecar/stream"
 	"sallyport/sidecar/stream/streamtest"
@@ -102,7 +103,7 @@ func TestAResetIsRetried(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := retrying(t, 1, &route.Retry{On: c.on, Retries: 1})
-			client := r.Begin(stream.ProtocolHTTP11, streamtest.Head("POST", "/"), true)
+			client := r.Begin(message.HTTP11, streamtest.Head("POST", "/"), true)
 			l := r.Hosts[0].Accept()
 			l.Head()
 			l.Close()
@@ -362,7 +363,7 @@ func TestAKeptConnectionThatEndedIsReplacedOnce(t *testing.T) {
 			l.Answer("200 OK", "1")
 			client.Want(200, "1")
 			r.Settle()
-			client = r.Begin(stream.ProtocolHTTP11, streamtest.Head(c.method, "/2"), true)
+			client = r.Begin(message.HTTP11, streamtest.Head(c.method, "/2"), true)
 			l.Head()
 			l.Close() // the idle timeout of the host met the request
 			r.Settle()

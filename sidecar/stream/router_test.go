@@ -78,16 +78,16 @@ func TestWhatIsAnsweredWithoutAnUpstream(t *testing.T) {
 func TestLocalRepliesForGRPC(t *testing.T) {
 	r := streamtest.New(t, 0)
 	grpc := []string{"content-type", "application/grpc+proto"}
-	client := r.Begin(stream.ProtocolHTTP2, streamtest.Head("POST", "/s/m", grpc...), true).Want(200, "")
+	client := r.Begin(message.HTTP2, streamtest.Head("POST", "/s/m", grpc...), true).Want(200, "")
 	if client.Header("grpc-status") != "14" || client.Header("grpc-message") != "no healthy upstream" || client.Header("content-type") != "application/grpc" {
 		t.Errorf("grpc-status %s, %q", client.Header("grpc-status"), client.Header("grpc-message"))
 	}
 	r.Filters(&answer{status: 403, body: "50% nö"})
-	client = r.Begin(stream.ProtocolHTTP2, streamtest.Head("POST", "/s/m", grpc...), true).Want(200, "")
+	client = r.Begin(message.HTTP2, streamtest.Head("POST", "/s/m", grpc...), true).Want(200, "")
 	if client.Header("grpc-status") != "7" || client.Header("grpc-message") != "50%25 n%C3%B6" {
 		t.Errorf("grpc-status %s, %q", client.Header("grpc-status"), client.Header("grpc-message"))
 	}
-	client = r.Begin(stream.ProtocolHTTP2, streamtest.Head("POST", "/s/m", "content-type", "application/grpcx"), true).Done()
+	client = r.Begin(message.HTTP2, streamtest.Head("POST", "/s/m", "content-type", "application/grpcx"), true).Done()
 	if client.Status != 403 {
 		t.Errorf("another content type got %d", client.Status)
 	}
@@ -106,7 +106,7 @@ func (a *answer) RequestHead(c stream.Context, _ *message.Head, _ bool) stream.V
 
 func TestAReplyToHEADHasNoBody(t *testing.T) {
 	r := streamtest.New(t, 0).Filters(&answer{401, "who?"})
-	client := r.Begin(stream.ProtocolHTTP11, streamtest.Head("HEAD", "/"), true).Want(401, "")
+	client := r.Begin(message.HTTP11, streamtest.Head("HEAD", "/"), true).Want(401, "")
 	if client.Header("content-length") != "4" || client.Header("x-why") != "test" {
 		t.Errorf("content-length %q", client.Header("content-length"))
 	}
@@ -141,7 +141,7 @@ func TestRedirects(t *testing.T) {
 			r.Route.Matched = m.Taken()
 			h := streamtest.Head("GET", c.path)
 			h.SetNameString(message.Authority, c.host)
-			client := r.Begin(stream.ProtocolHTTP11, h, true).Want(c.redirect.Status, "")
+			client := r.Begin(message.HTTP11, h, true).Want(c.redirect.Status, "")
 			if got := client.Header("location"); got != c.want {
 				t.Errorf("location %s, want %s", got, c.want)
 			}
@@ -291,7 +291,7 @@ func TestHashPolicies(t *testing.T) {
 				}
 				c.set(r)
 				r.Filters(&spy{done: func(c stream.Context) { hosts[i] = c.Stream.Host }})
-				r.Begin(stream.ProtocolHTTP11, h, true).Done()
+				r.Begin(message.HTTP11, h, true).Done()
 			}
 			if hosts[0] == nil || hosts[1] == nil {
 				t.Fatal("no host was chosen")
@@ -387,7 +387,7 @@ func TestAClusterNamedByAHeader(t *testing.T) {
 }
 
 func TestHopByHopProtocols(t *testing.T) {
-	for _, p := range []stream.Protocol{stream.ProtocolHTTP10, stream.ProtocolHTTP11, stream.ProtocolHTTP2} {
+	for _, p := range []message.Version{message.HTTP10, message.HTTP11, message.HTTP2} {
 		t.Run(p.String(), func(t *testing.T) {
 			r := streamtest.New(t, 1)
 			client := r.Begin(p, streamtest.Head("POST", "/", "expect", "100-continue"), false)
@@ -395,7 +395,7 @@ func TestHopByHopProtocols(t *testing.T) {
 			if head := l.Head(); strings.Contains(head, "expect") {
 				t.Errorf("expect is sent on: %s", head)
 			}
-			if want := p != stream.ProtocolHTTP10; slices.Contains(client.Infos, 100) != want {
+			if want := p != message.HTTP10; slices.Contains(client.Infos, 100) != want {
 				t.Errorf("informational: %v", client.Infos)
 			}
 			client.End("x")
@@ -406,7 +406,7 @@ func TestHopByHopProtocols(t *testing.T) {
 				t.Errorf("informational: %v", client.Infos)
 			}
 			counted := [2]int64{r.Stat(stream.StatRqHTTP1), r.Stat(stream.StatRqHTTP2)}
-			if want := map[bool][2]int64{true: {0, 1}, false: {1, 0}}[p == stream.ProtocolHTTP2]; counted != want {
+			if want := map[bool][2]int64{true: {0, 1}, false: {1, 0}}[p == message.HTTP2]; counted != want {
 				t.Errorf("counted %v", counted)
 			}
 		})
@@ -416,7 +416,7 @@ func TestHopByHopProtocols(t *testing.T) {
 func TestProxy100Continue(t *testing.T) {
 	r := streamtest.New(t, 1)
 	r.Manager.Proxy100 = true
-	client := r.Begin(stream.ProtocolHTTP11, streamtest.Head("POST", "/", "expect", "100-continue"), false)
+	client := r.Begin(message.HTTP11, streamtest.Head("POST", "/", "expect", "100-continue"), false)
 	l := r.Hosts[0].Accept()
 	if head := l.Head(); !strings.Contains(head, "expect: 100-continue") || len(client.Infos) > 0 {
 		t.Errorf("%s; informational %v", head, client.Infos)

@@ -16,18 +16,6 @@ import (
 	"sallyport/sidecar/upstream"
 )
 
-// Protocol is the HTTP version of a message.
-type Protocol uint8
-
-const (
-	ProtocolHTTP10 Protocol = iota
-	ProtocolHTTP11
-	ProtocolHTTP2
-)
-
-// String is the version as logs print it.
-func (p Protocol) String() string { return [...]string{"HTTP/1.0", "HTTP/1.1", "HTTP/2"}[p] }
-
 // Info is what is known of a stream: access logs, tracing and filters read it.
 type Info struct {
 	Conn *Connection
@@ -35,7 +23,7 @@ type Info struct {
 	Remote   netip.AddrPort
 	Manager  *Manager
 	Route    *route.Route // nil before routing and where none matched
-	Protocol Protocol
+	Protocol message.Version
 
 	// Heads as they are now: the request as filters left it, the response
 	// as it went to the client. Trailers are empty where there were none.
@@ -62,7 +50,7 @@ type Info struct {
 	UpstreamLocal   netip.AddrPort
 	UpstreamFailure string // transport failure reason
 	Attempts        uint32
-	UpstreamProto   Protocol
+	UpstreamProto   message.Version
 	UpstreamTLS     bool
 
 	// Metadata is what filters tell each other and the logs.

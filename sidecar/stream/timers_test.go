@@ -221,7 +221,7 @@ func TestADeadlineOfGRPC(t *testing.T) {
 		r.Route.Forward.HonorGRPCTimeout = true
 		r.Route.Forward.Timeout = time.Hour
 		f(r.Route.Forward)
-		client := r.Begin(stream.ProtocolHTTP2, streamtest.Head("POST", "/s/m", "content-type", "application/grpc", "te", "trailers", "grpc-timeout", "2S"), false)
+		client := r.Begin(message.HTTP2, streamtest.Head("POST", "/s/m", "content-type", "application/grpc", "te", "trailers", "grpc-timeout", "2S"), false)
 		r.Hosts[0].Accept().Head()
 		return r, client
 	}

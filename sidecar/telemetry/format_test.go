@@ -25,7 +25,7 @@ func finished() *stream.Stream {
 		Conn: &stream.Connection{ID: 7, Direct: netip.MustParseAddrPort("10.0.0.2:4000"), Local: netip.MustParseAddrPort("10.0.0.1:443"), SNI: "shop.example",
 			TLS: &tls.ConnectionState{Version: tls.VersionTLS13}, Peer: &stream.Peer{URI: []string{"spiffe://a/b", "spiffe://c"}, DNS: []string{"d.example"}, Subject: "CN=x", Hash: "ab12", LocalURI: "spiffe://me"}},
 		Remote: netip.MustParseAddrPort("[2001:db8::1]:5555"), Manager: &stream.Manager{},
-		Route: &route.Route{Name: "r1", VirtualHost: "v1", TraceSampling: -1}, Protocol: stream.ProtocolHTTP2,
+		Route: &route.Route{Name: "r1", VirtualHost: "v1", TraceSampling: -1}, Protocol: message.HTTP2,
 		Start:   time.Date(2026, 3, 9, 8, 7, 6, 5004003, time.UTC),
 		Timings: stream.Timings{RequestEnd: 3 * time.Millisecond, UpstreamEnd: 4 * time.Millisecond, ResponseStart: 20 * time.Millisecond, ResponseEnd: 25 * time.Millisecond},
 		Status:  503, Received: 11, Sent: 22, Duration: 26 * time.Millisecond, Flags: failure.UF | failure.URX, Details: "upstream_reset",

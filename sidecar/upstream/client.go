@@ -4,9 +4,8 @@ import (
 	"errors"
 	"time"
 
+	"sallyport/sidecar/codec"
 	"sallyport/sidecar/conn"
-	"sallyport/sidecar/http1"
-	"sallyport/sidecar/http2"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/metric"
@@ -17,8 +16,8 @@ type Client struct {
 	pool     *Pool
 	priority int
 	conn     *conn.Conn
-	h1       *http1.ClientConn // one of the two once connected
-	h2       *http2.Conn
+	proto    *codec.Protocol
+	codec    codec.Client // nil until connected
 
 	started   time.Time
 	connected bool
@@ -31,7 +30,7 @@ type Client struct {
 	served    uint32 // streams so far
 	idleSince time.Time
 	idleTimer loop.Timer
-	sweep     *loop.Timer // what the HTTP/2 codec ends by time; made when it is first needed
+	sweep     *loop.Timer // what the codec ends by time; made when it is first needed
 }
 
 // Conn is the connection, for addresses in logs.
@@ -40,8 +39,8 @@ func (c *Client) Conn() *conn.Conn { return c.conn }
 // Host is whose connection it is.
 func (c *Client) Host() *Host { return c.pool.host }
 
-// HTTP2 says which version is spoken.
-func (c *Client) HTTP2() bool { return c.h2 != nil }
+// Version is the version of HTTP that is spoken.
+func (c *Client) Version() message.Version { return c.proto.Version }
 
 // Reused says whether an earlier request was made on the connection: a reset
 // before any byte of a response may then be the peer's idle timeout.
@@ -81,35 +80,25 @@ func (c *Client) Connected() {
 	c.connected = true
 	p.dialing--
 	p.stats.Observe(StatCxConnectMS, float64(p.worker.Now().Sub(c.started))/1e6)
-	proto := p.proto
+	id := codec.ID(p.proto)
 	if c.secured {
 		p.stats.Inc(StatTLSHandshake)
-		if proto == ALPN {
-			proto = HTTP1
-			if c.conn.TLS().NegotiatedProtocol == "h2" {
-				proto = HTTP2
+	}
+	if p.proto == ALPN {
+		id = codec.HTTP1
+		if c.secured {
+			if n, ok := codec.Negotiated(c.conn.TLS().NegotiatedProtocol); ok {
+				id = n
 			}
 		}
 	}
 	cfg := p.cluster.Config
-	c.conn.SetInputLimit(max(cfg.HTTP1.InputLimit(), cfg.HTTP2.InputLimit()))
-	if proto == HTTP2 {
-		p.stats.Inc(StatCxHTTP2)
-		o := cfg.HTTP2
-		o.BufferLimit = cfg.BufferLimit
-		c.h2 = http2.NewClient(c.conn, &o)
-		c.h2.OnStreamClosed, c.h2.OnSweep = c.streamClosed, c.sweepIn
-		c.h2.OnGoAway = c.retire
-		c.h2.Turn.Limit = message.TurnCost
+	c.conn.SetInputLimit(cfg.InputLimit())
+	p.stats.Inc(statCxProtocol[id])
+	c.proto = &codec.Protocols[id]
+	c.codec = c.proto.NewClient(c.conn, &cfg.Options, cfg.BufferLimit, (*clientOwner)(c))
+	if c.proto.Multiplexed {
 		p.shared = append(p.shared, c)
-		c.h2.Start()
-	} else {
-		p.stats.Inc(StatCxHTTP1)
-		c.h1 = http1.NewClient(c.conn, &cfg.HTTP1)
-		c.h1.OnExchangeDone = c.streamClosed
-		c.h1.OnResume = c.unhold
-		c.h1.OnSendEOF = c.conn.CloseWrite
-		c.h1.Turn.Limit = message.TurnCost
 	}
 	if o := cfg.Outlier; o != nil && o.SplitLocal {
 		p.host.ReportLocal(0) // as Envoy: with a split, reaching the host is a success of its own
@@ -120,36 +109,30 @@ func (c *Client) Connected() {
 	}
 }
 
+// statCxProtocol is where connections are counted by protocol.
+var statCxProtocol = [codec.N]int{codec.HTTP1: StatCxHTTP1, codec.HTTP2: StatCxHTTP2}
+
 // active is the number of streams under way.
 func (c *Client) active() int {
-	switch {
-	case c.h2 != nil:
-		return c.h2.ActiveStreams()
-	case c.h1 != nil && !c.h1.Reusable() && !c.h1.ShouldClose():
-		return 1
+	if c.codec == nil {
+		return 0
 	}
-	return 0
+	return c.codec.Active()
 }
 
 // usable says whether new streams may be put on the connection.
 func (c *Client) usable() bool {
-	if !c.connected || c.retired || c.closed {
-		return false
-	}
-	return c.h2 == nil || !c.h2.Draining()
+	return c.connected && !c.retired && !c.closed && !c.codec.Draining()
 }
 
 // room says whether one more stream fits now. Before the host's SETTINGS are here, as many as it took on connections
 // before, and one where there was none: it might refuse others, and they wait for a round trip at most.
 func (c *Client) room() bool {
-	if c.h2 == nil {
-		return c.h1.Reusable()
-	}
-	if c.h2.Capacity() == 0 {
+	if c.codec.Capacity() == 0 {
 		return false
 	}
-	_, known := c.h2.PeerStreams()
-	return known || c.h2.ActiveStreams() < c.pool.first()
+	_, known := c.codec.Limit()
+	return known || c.codec.Active() < c.pool.first()
 }
 
 // starvation is how long streams may wait for the connection's window alone before others go to another connection.
@@ -158,33 +141,41 @@ const starvation = int64(100 * time.Millisecond)
 // starved says that the host gives no window for the connection: it reads none of the uploads there, or holds too much
 // of some that nobody reads.
 func (c *Client) starved() bool {
-	if c.h2 == nil {
-		return false
-	}
-	at := c.h2.StarvedSince()
+	at := c.codec.StarvedSince()
 	return at != 0 && c.pool.worker.NowMono()-at > starvation
 }
 
-// sweepIn is the HTTP/2 codec's wish to be swept: it has no timer of its own.
-func (c *Client) sweepIn(d time.Duration) {
-	if c.sweep == nil {
-		c.sweep = new(loop.Timer)
-		c.sweep.Init(func() { c.h2.Sweep() })
+// clientOwner is a Client as its codec sees it.
+type clientOwner Client
+
+func (o *clientOwner) StreamClosed() { (*Client)(o).streamClosed() }
+func (o *clientOwner) PeerDrains()   { (*Client)(o).retire() }
+func (o *clientOwner) SendEOF()      { o.conn.CloseWrite() }
+
+// Resumed reads on after a stream's Resume.
+func (o *clientOwner) Resumed() {
+	if o.held && !o.closed {
+		o.held = false
+		o.conn.ResumeRead()
 	}
-	c.pool.worker.Schedule(c.sweep, d)
+}
+
+// SweepIn sets the timer that the codec does not have.
+func (o *clientOwner) SweepIn(d time.Duration) {
+	if o.sweep == nil {
+		o.sweep = new(loop.Timer)
+		o.sweep.Init(func() {
+			defer o.pool.worker.Guard(o.conn)
+			o.codec.Sweep()
+		})
+	}
+	o.pool.worker.Schedule(o.sweep, d)
 }
 
 // attach opens a stream for the waiter.
 func (c *Client) attach(w *Waiter) {
 	c.served++
-	var s message.Sender
-	if c.h2 != nil {
-		if stream, ok := c.h2.OpenStream(w.Requester); ok {
-			s = stream
-		}
-	} else if stream := c.h1.Open(w.Requester); stream != nil {
-		s = stream
-	}
+	s := c.codec.Open(w.Requester)
 	if s == nil {
 		// room() was asked just before; only a connection that broke meanwhile gets here.
 		w.Requester.Failed(message.ConnectionClosed, "the connection takes no more streams")
@@ -203,17 +194,14 @@ func (c *Client) streamClosed() {
 	if c.closed {
 		return
 	}
-	if c.h1 != nil && !c.h1.Reusable() {
-		c.retired = true
+	if c.proto.Multiplexed {
+		c.pool.learn(c.codec.Limit())
 	}
-	if c.h2 != nil {
-		c.pool.learn(c.h2.PeerStreams())
-		if c.h2.Worn() && !c.retired {
-			c.retire()
-			return
-		}
+	if c.codec.Worn() && !c.retired {
+		c.retire()
+		return
 	}
-	if c.retired || c.h2 != nil && c.h2.Draining() {
+	if c.retired || c.codec.Draining() {
 		if c.active() == 0 {
 			c.conn.CloseAfterFlush(time.Second)
 		}
@@ -234,7 +222,7 @@ func (c *Client) rest() {
 		c.retire()
 		return
 	}
-	if c.h1 != nil && !c.idle {
+	if !c.proto.Multiplexed && !c.idle {
 		c.idle = true
 		p.idle = append(p.idle, c)
 	}
@@ -273,9 +261,7 @@ func (c *Client) retire() {
 	c.pool.idle, c.idle = remove(c.pool.idle, c), false
 	c.pool.shared = remove(c.pool.shared, c)
 	if c.connected && c.active() == 0 {
-		if c.h2 != nil {
-			c.h2.GoAway(true)
-		}
+		c.codec.Drain(true)
 		c.conn.CloseAfterFlush(time.Second)
 	}
 	c.pool.grow()
@@ -283,49 +269,37 @@ func (c *Client) retire() {
 
 // Data feeds the codec.
 func (c *Client) Data(p []byte) int {
-	if c.closed || c.h1 == nil && c.h2 == nil {
+	if c.closed || c.codec == nil {
 		return len(p)
 	}
-	var n int
-	var err error
-	var turn *message.Turn
-	if c.h2 != nil {
-		turn = &c.h2.Turn
-		turn.Begin()
-		n, err = c.h2.Feed(p)
-	} else {
-		turn = &c.h1.Turn
-		turn.Begin()
-		n, err = c.h1.Feed(p)
-		if n < len(p) && err == nil && c.h1.Blocked() && !c.held {
-			c.held = true
-			c.conn.PauseRead()
-		}
+	n, err := c.codec.Feed(p)
+	if c.closed {
+		return n
 	}
-	if n < len(p) && turn.Over() && !c.closed {
-		c.conn.Yield()
-	}
-	if err != nil && !c.closed {
+	if err != nil {
 		c.pool.stats.Inc(StatCxProtocolError)
 		c.closeCodec(message.ProtocolError)
 		c.conn.CloseAfterFlush(time.Second)
 		return len(p)
 	}
-	return n
-}
-
-// unhold reads on after the stream's Resume.
-func (c *Client) unhold() {
-	if c.held && !c.closed {
-		c.held = false
-		c.conn.ResumeRead()
+	if n < len(p) {
+		switch c.codec.Rest() {
+		case message.ForTurn:
+			c.conn.Yield()
+		case message.ForOwner:
+			if !c.held {
+				c.held = true
+				c.conn.PauseRead()
+			}
+		}
 	}
+	return n
 }
 
 // EOF ends the connection: a server that half-closes answers no more requests.
 func (c *Client) EOF() {
-	if c.h1 != nil {
-		c.h1.EOF()
+	if c.codec != nil {
+		c.codec.EOF()
 	}
 	if !c.closed {
 		c.closeCodec(message.ConnectionClosed)
@@ -335,19 +309,15 @@ func (c *Client) EOF() {
 
 // Drained lets the codec send what waits.
 func (c *Client) Drained() {
-	if c.h2 != nil {
-		c.h2.Writable()
-	} else if c.h1 != nil {
-		c.h1.Writable()
+	if c.codec != nil {
+		c.codec.Writable()
 	}
 }
 
 // closeCodec ends every stream on the connection.
 func (c *Client) closeCodec(r message.Reason) {
-	if c.retired = true; c.h2 != nil {
-		c.h2.Closed(r)
-	} else if c.h1 != nil {
-		c.h1.Closed(r)
+	if c.retired = true; c.codec != nil {
+		c.codec.Closed(r)
 	}
 }
 

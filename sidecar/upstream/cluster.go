@@ -62,7 +62,7 @@ func newCluster(cfg *Config, r *Registry) *Cluster {
 
 func (c *Cluster) newHost(ep *Endpoint) *Host {
 	h := &Host{cluster: c, hostname: ep.Hostname, check: ep.HealthAddress,
-		pools: make([]*Pool, 2*len(c.registry.workers)), raw: make([]map[*RawClient]struct{}, len(c.registry.workers)),
+		pools: make([]*Pool, int(SameAsDownstream)*len(c.registry.workers)), raw: make([]map[*RawClient]struct{}, len(c.registry.workers)),
 		sourced: make([]map[poolKey]*Pool, len(c.registry.workers))}
 	h.move(ep)
 	return h

@@ -11,8 +11,7 @@ import (
 	"net/netip"
 	"time"
 
-	"sallyport/sidecar/http1"
-	"sallyport/sidecar/http2"
+	"sallyport/sidecar/codec"
 	"sallyport/sidecar/route"
 )
 
@@ -28,17 +27,17 @@ const (
 	OriginalDst
 )
 
-// Protocol is what is spoken to a cluster's hosts
+// Protocol is what is spoken to a cluster's hosts: a codec.ID, or who chooses one
 // (envoy.extensions.upstreams.http.v3.HttpProtocolOptions).
 type Protocol uint8
 
 const (
-	HTTP1 Protocol = iota
-	HTTP2
+	HTTP1 = Protocol(codec.HTTP1)
+	HTTP2 = Protocol(codec.HTTP2)
 	// ALPN lets the handshake decide (auto_config); HTTP/1.1 where nothing was negotiated.
-	ALPN
+	ALPN = Protocol(codec.N)
 	// SameAsDownstream is use_downstream_protocol_config.
-	SameAsDownstream
+	SameAsDownstream = Protocol(codec.N) + 1
 )
 
 // Policy is a load-balancing policy.
@@ -80,8 +79,7 @@ type Config struct {
 	Source         netip.Addr    // upstream_bind_config
 
 	Protocol Protocol
-	HTTP1    http1.Options
-	HTTP2    http2.Options
+	codec.Options
 
 	// TLS is nil for plaintext.
 	TLS ClientTLS

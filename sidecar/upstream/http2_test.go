@@ -199,7 +199,7 @@ func TestABurstOfCancelledCallsHarmsNoOther(t *testing.T) {
 			k.sender.Reset(message.LocalReset)
 			k.finish(message.LocalReset, "gave up")
 		}
-		if n := victim.client.h2.ActiveStreams(); n != 1+300 || !victim.client.retired {
+		if n := victim.client.active(); n != 1+300 || !victim.client.retired {
 			t.Errorf("%d streams are open of 400 that were cancelled, of which a host should see 100; retired: %v", n, victim.client.retired)
 		}
 	})

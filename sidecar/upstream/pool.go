@@ -4,6 +4,7 @@ import (
 	"math"
 	"slices"
 
+	"sallyport/sidecar/codec"
 	"sallyport/sidecar/conn"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/message"
@@ -75,8 +76,8 @@ type Pool struct {
 	stats   *metric.Block
 	proto   Protocol
 
-	idle    []*Client // HTTP/1 connections without an exchange, the last used on top
-	shared  []*Client // HTTP/2 connections that take streams
+	idle    []*Client // of a protocol with one stream at a time: without one, the last used on top
+	shared  []*Client // multiplexed ones that take streams
 	all     []*Client // every connection, also dialing and draining ones
 	dialing int
 	waiting queue // who waits for a stream
@@ -89,32 +90,37 @@ type Pool struct {
 
 // Pool returns the worker's pool for the host, for the protocol where the
 // cluster follows the downstream.
-func (h *Host) Pool(w *loop.Worker, downstream Protocol, from *Source) *Pool {
-	cfg := h.cluster.Config
-	proto := cfg.Protocol
-	at := 2 * w.ID()
-	if proto == SameAsDownstream {
-		proto = downstream
-		if downstream == HTTP2 {
-			at++
-		}
-	}
+func (h *Host) Pool(w *loop.Worker, downstream message.Version, from *Source) *Pool {
+	proto := h.protocol(downstream)
 	if from.fits(h) {
 		return h.poolFrom(w, proto, from, nil)
 	}
-	p := h.pools[at]
-	if p == nil {
-		p = &Pool{cluster: h.cluster, host: h, worker: w, stats: h.cluster.Stats.At(w.ID()), proto: proto}
-		h.pools[at] = p
+	p := &h.poolsOf(w.ID())[proto]
+	if *p == nil {
+		*p = &Pool{cluster: h.cluster, host: h, worker: w, stats: h.cluster.Stats.At(w.ID()), proto: proto}
 	}
-	return p
+	return *p
+}
+
+// protocol is what is spoken for a request that came in that version; it is never SameAsDownstream.
+func (h *Host) protocol(downstream message.Version) Protocol {
+	if p := h.cluster.Config.Protocol; p != SameAsDownstream {
+		return p
+	}
+	return Protocol(codec.Of(downstream))
+}
+
+// poolsOf are a worker's pools that are for everybody, by Protocol.
+func (h *Host) poolsOf(worker int) []*Pool {
+	const each = int(SameAsDownstream)
+	return h.pools[each*worker : each*(worker+1)]
 }
 
 // drain lets the connections of a host that was removed, or fails its health
 // check, finish what they carry. Those that are being dialed have somebody who
 // waits for them: they serve, and those of a removed host end after that (see Client.rest).
 func (h *Host) drain(worker int) {
-	for _, p := range h.pools[2*worker : 2*worker+2] {
+	for _, p := range h.poolsOf(worker) {
 		p.drain()
 	}
 	for _, p := range h.sourced[worker] {
@@ -245,7 +251,7 @@ func (p *Pool) available(w *Waiter) *Client {
 	return starved
 }
 
-// spare returns any connection of HTTP/2 that can take a stream.
+// spare returns any shared connection that can take a stream.
 func (p *Pool) spare(w *Waiter) *Client {
 	for _, c := range p.shared {
 		if c.usable() && c.room() && !w.Fresh {
@@ -263,7 +269,7 @@ const (
 )
 
 // learn takes what a host said of its concurrent streams. A host that takes none says so for a while.
-func (p *Pool) learn(n uint32, known bool) {
+func (p *Pool) learn(n int, known bool) {
 	if known {
 		p.streams = max(1, int64(n))
 	}
@@ -275,7 +281,7 @@ func (p *Pool) first() int { return int(max(1, p.streams)) }
 // coming is how many streams are to be had on connections that are dialed, or whose SETTINGS are not here yet.
 func (p *Pool) coming() int64 {
 	carries := int64(1)
-	if p.proto == HTTP2 {
+	if p.proto < ALPN && codec.Protocols[p.proto].Multiplexed {
 		carries = assumedStreams
 		if p.streams > 0 {
 			carries = p.streams
@@ -286,11 +292,11 @@ func (p *Pool) coming() int64 {
 	}
 	n := int64(p.dialing) * carries
 	for _, c := range p.shared {
-		limit, known := c.h2.PeerStreams()
+		limit, known := c.codec.Limit()
 		switch {
 		case !c.usable():
 		case !known:
-			n += max(0, carries-int64(c.h2.ActiveStreams()))
+			n += max(0, carries-int64(c.active()))
 		case limit == 0:
 			return math.MaxInt64 // it takes none for a while, and would on another connection neither
 		}

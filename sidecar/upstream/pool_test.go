@@ -120,7 +120,7 @@ func TestMaxConnectionsMakesCallsWait(t *testing.T) {
 	}
 	// Another worker has none to wait for, and dials in spite of the breaker.
 	var other *call
-	on(g.workers[1], func() { other = newCall(g.host.Pool(g.workers[1], HTTP1, nil), "/other").start() })
+	on(g.workers[1], func() { other = newCall(g.host.Pool(g.workers[1], message.HTTP11, nil), "/other").start() })
 	<-gt.arrived
 	close(gt.open)
 	for _, k := range append(calls, other) {

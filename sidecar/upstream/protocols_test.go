@@ -47,7 +47,7 @@ func TestHTTP2CallsShareAConnection(t *testing.T) {
 	}
 	close(gt.open)
 	for _, k := range calls {
-		if <-k.done; k.body != k.path || !k.client.HTTP2() {
+		if <-k.done; k.body != k.path || k.client.Version() != message.HTTP2 {
 			t.Errorf("%s: %q %v", k.path, k.body, k.reason)
 		}
 	}
@@ -109,7 +109,7 @@ func TestTLSFailures(t *testing.T) {
 			cfg.HTTP2.MaxConcurrentStreams = 100
 			g := newRig(t, cfg, 1)
 			k := g.get("/x")
-			if k.reason != x.reason || !strings.Contains(k.text, x.text) || x.reason == 0 && (k.body != "/x" || k.client.HTTP2() != x.h2) {
+			if k.reason != x.reason || !strings.Contains(k.text, x.text) || x.reason == 0 && (k.body != "/x" || (k.client.Version() == message.HTTP2) != x.h2) {
 				t.Errorf("%d %q, %v %q", k.status, k.body, k.reason, k.text)
 			}
 			g.gone()
@@ -206,7 +206,7 @@ func TestEverythingIsGivenBack(t *testing.T) {
 					c := ref.Cluster()
 					seen.Store(c, true)
 					for j := range 10 {
-						k := newCall(c.Host(&Pick{Worker: w.ID()}).Pool(w, HTTP1, nil), fmt.Sprintf("/%d", j))
+						k := newCall(c.Host(&Pick{Worker: w.ID()}).Pool(w, message.HTTP11, nil), fmt.Sprintf("/%d", j))
 						k.start()
 						if j%5 == 4 && !k.ended {
 							if k.sender != nil {

@@ -112,7 +112,7 @@ func newRig(t testing.TB, cfg *Config, workers int) *rig {
 }
 
 func (g *rig) on(f func(p *Pool)) {
-	on(g.workers[0], func() { f(g.host.Pool(g.workers[0], HTTP1, nil)) })
+	on(g.workers[0], func() { f(g.host.Pool(g.workers[0], message.HTTP11, nil)) })
 }
 
 // begin starts calls in one turn of the worker.
@@ -181,7 +181,7 @@ func (g *rig) balanced() {
 func (g *rig) connections() (n int) {
 	for _, w := range g.workers {
 		on(w, func() {
-			for _, p := range g.host.pools[2*w.ID() : 2*w.ID()+2] {
+			for _, p := range g.host.poolsOf(w.ID()) {
 				if p != nil {
 					n += len(p.all)
 				}

@@ -8,6 +8,7 @@ import (
 
 	"sallyport/sidecar/conn"
 	"sallyport/sidecar/loop"
+	"sallyport/sidecar/message"
 )
 
 // Source is the client in whose name a host is connected to (envoy.filters.listener.original_src). It needs CAP_NET_ADMIN,
@@ -49,19 +50,15 @@ func (s *Source) options(h *Host) conn.DialOptions {
 
 // PoolFor is Pool for a request to authority. A cluster with auto_sni has TLS connections for each name that is asked
 // for, as Envoy: the server may choose its certificate, and what it serves, by it.
-func (h *Host) PoolFor(w *loop.Worker, downstream Protocol, from *Source, authority []byte) *Pool {
+func (h *Host) PoolFor(w *loop.Worker, downstream message.Version, from *Source, authority []byte) *Pool {
 	cfg := h.cluster.Config
 	if !cfg.AutoSNI || cfg.TLS == nil {
 		return h.Pool(w, downstream, from)
 	}
-	proto := cfg.Protocol
-	if proto == SameAsDownstream {
-		proto = downstream
-	}
 	if !from.fits(h) {
 		from = nil
 	}
-	return h.poolFrom(w, proto, from, serverName(authority))
+	return h.poolFrom(w, h.protocol(downstream), from, serverName(authority))
 }
 
 // serverName is what a server name (RFC 6066 §3) can be of an authority: its host without port and final dot, no address.

@@ -21,7 +21,7 @@ func from(s string) *Source { return &Source{Addr: netip.AddrPortFrom(netip.Must
 func TestPoolsBySource(t *testing.T) {
 	g := newRig(t, config("c", at("127.0.0.1:9")), 2)
 	on(g.workers[0], func() {
-		pool := func(s *Source) *Pool { return g.host.Pool(g.workers[0], HTTP1, s) }
+		pool := func(s *Source) *Pool { return g.host.Pool(g.workers[0], message.HTTP11, s) }
 		plain, one, two := pool(nil), pool(from("10.0.0.1")), pool(from("10.0.0.2"))
 		if plain == one || one == two || one != pool(from("10.0.0.1")) {
 			t.Error("pools are not one for each client")
@@ -29,7 +29,7 @@ func TestPoolsBySource(t *testing.T) {
 		if pool(from("fd00::1")) != plain {
 			t.Error("an IPv6 client's address is borrowed towards an IPv4 host")
 		}
-		if g.host.Pool(g.workers[0], HTTP2, from("10.0.0.1")) != one {
+		if g.host.Pool(g.workers[0], message.HTTP2, from("10.0.0.1")) != one {
 			t.Error("the cluster says which protocol is spoken, and there are two pools")
 		}
 		if d := one.idleTimeout(); d <= 0 || d > poolIdle {
@@ -68,7 +68,7 @@ func TestConnectionsInAClientsName(t *testing.T) {
 	g := newRig(t, config("c", at(s.Listener.Addr().String())), 1)
 	get := func(source *Source) string {
 		var k *call
-		on(g.workers[0], func() { k = newCall(g.host.Pool(g.workers[0], HTTP1, source), "/").start() })
+		on(g.workers[0], func() { k = newCall(g.host.Pool(g.workers[0], message.HTTP11, source), "/").start() })
 		<-k.done
 		if k.reason != 0 {
 			t.Errorf("%v %s", k.reason, k.text)
@@ -122,7 +122,7 @@ func TestAutoSNIAsksForTheNameOfTheRequest(t *testing.T) {
 		ask := func(authority string) *call {
 			var k *call
 			g.on(func(*Pool) {
-				k = newCall(g.host.PoolFor(g.workers[0], HTTP1, nil, []byte(authority)), "/")
+				k = newCall(g.host.PoolFor(g.workers[0], message.HTTP11, nil, []byte(authority)), "/")
 				k.start()
 			})
 			<-k.done

@@ -148,9 +148,6 @@ func (p *parking) ResponseHead(c stream.Context, _ *message.Head, _ bool) stream
 // Manager is the connection manager in force.
 func (r *Rig) Manager() *stream.Manager { return r.manager }
 
-// Last is of no account: the rig has no connection that could end.
-func (r *Rig) Last() {}
-
 // StreamDone is the end of a stream.
 func (r *Rig) StreamDone(*stream.Stream) {}
 
@@ -196,7 +193,7 @@ func (r *Rig) allocations(t testing.TB, method, path string, headers []string) f
 	return testing.AllocsPerRun(100, func() {
 		h.CopyFrom(template)
 		down.done = false
-		r.factory.New(r, r.Conn, down, stream.ProtocolHTTP11).Head(h, true)
+		r.factory.New(r, r.Conn, down, message.HTTP11).Head(h, true)
 		if r.Worker.Step(0); !down.done {
 			t.Fatal("no answer in one turn")
 		}
@@ -220,7 +217,7 @@ type Exchange struct {
 func (r *Rig) Send(method, path string, headers ...string) *Exchange {
 	r.Worker.Step(0) // takes the clock over
 	down := &client{result: &Result{Metadata: map[string]any{}}}
-	s := r.factory.New(r, r.Conn, down, stream.ProtocolHTTP11)
+	s := r.factory.New(r, r.Conn, down, message.HTTP11)
 	down.stream = s
 	s.Head(Head(method, path, headers...), true)
 	return &Exchange{s, r, down}

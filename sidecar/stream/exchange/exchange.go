@@ -49,7 +49,7 @@ const (
 // Options say how a request is made.
 type Options struct {
 	Priority   int
-	Downstream upstream.Protocol // for clusters that follow it
+	Downstream message.Version // for clusters that follow it
 	Source     *upstream.Source
 	// PerTry and PerTryIdle bound one try, from when the request is complete
 	// and has a connection. 0 is none.

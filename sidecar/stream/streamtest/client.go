@@ -20,6 +20,9 @@ type Client struct {
 	// Ended says that the response came to its end, Reset that it was cut off, and why.
 	Ended bool
 	Reset message.Reason
+	// Dropped says that the stream gave the exchange up, after the response's end too: the codec ends the connection, or
+	// over HTTP/2 the request.
+	Dropped bool
 	// Blocked makes the client one that takes nothing: the codec says Full.
 	Blocked bool
 	// Paused is how many Pauses had no Resume.
@@ -59,6 +62,7 @@ func (s sender) Trailers(h *message.Head) {
 }
 
 func (s sender) Reset(r message.Reason) {
+	s.c.Dropped = true
 	if s.c.Reset == 0 && !s.c.Ended {
 		s.c.Reset = r
 	}
@@ -78,17 +82,17 @@ func (s sender) end(end bool) {
 // Open begins a request of which more is to come.
 func (r *Rig) Open(method, path string, fields ...string) *Client {
 	r.T.Helper()
-	return r.Begin(stream.ProtocolHTTP11, Head(method, path, fields...), false)
+	return r.Begin(message.HTTP11, Head(method, path, fields...), false)
 }
 
 // Get sends a request without a body.
 func (r *Rig) Get(path string, fields ...string) *Client {
 	r.T.Helper()
-	return r.Begin(stream.ProtocolHTTP11, Head("GET", path, fields...), true)
+	return r.Begin(message.HTTP11, Head("GET", path, fields...), true)
 }
 
 // Begin begins a request.
-func (r *Rig) Begin(p stream.Protocol, h *message.Head, end bool) *Client {
+func (r *Rig) Begin(p message.Version, h *message.Head, end bool) *Client {
 	r.T.Helper()
 	if !r.ready {
 		r.Publish()

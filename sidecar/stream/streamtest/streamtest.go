@@ -37,8 +37,6 @@ type Rig struct {
 	Factory  *stream.Factory
 	// Panics are what streams have survived.
 	Panics []any
-	// LastResponse counts the responses that were to be a connection's last.
-	LastResponse int
 	// Finished are the streams that are over, as the owner was told.
 	Finished int
 
@@ -152,7 +150,6 @@ func (r *Rig) ClusterStat(i int) int64 {
 type owner struct{ rig *Rig }
 
 func (o *owner) Manager() *stream.Manager  { return o.rig.Manager }
-func (o *owner) Last()                     { o.rig.LastResponse++ }
 func (o *owner) StreamDone(*stream.Stream) { o.rig.Finished++ }
 
 // Head makes a request head of a method, a path and header fields: name, value, name, value.

@@ -1,11 +1,13 @@
-package listener
+package codec
 
 import (
 	"encoding/binary"
 	"strings"
 	"testing"
+	"time"
 
 	"sallyport/sidecar/buffer"
+	"sallyport/sidecar/failure"
 	"sallyport/sidecar/hpack"
 	"sallyport/sidecar/http1"
 	"sallyport/sidecar/http2"
@@ -30,7 +32,9 @@ func (k *taker) Buffer() *buffer.Buffer        { return k.out }
 func (k *taker) Flush()                        {}
 func (k *taker) Full() bool                    { return false }
 func (k *taker) NowMono() int64                { return 1 }
-func (k *taker) MessageDone()                  {}
+func (k *taker) StreamClosed()                 {}
+func (k *taker) Refused(failure.Kind, int)     {}
+func (k *taker) SweepIn(time.Duration)         {}
 func (k *taker) Resumed()                      {}
 func (k *taker) SendEOF()                      {}
 func (k *taker) RefusalFields(b []byte) []byte { return b }
@@ -40,11 +44,7 @@ func (k *taker) Trailers(*message.Head)        {}
 func (k *taker) Reset(message.Reason)          {}
 func (k *taker) Drained()                      {}
 
-type taker1 struct{ *taker }
-type taker2 struct{ *taker }
-
-func (k taker1) NewStream(*http1.ServerStream) message.Receiver { return k.taker }
-func (k taker2) NewStream(*http2.Stream) message.Receiver       { return k.taker }
+func (k *taker) NewStream(message.Sender, message.Version) message.Receiver { return k }
 
 // asked is a request in the terms of both versions.
 type asked struct{ method, authority, path, name, value string }
@@ -57,7 +57,7 @@ func (a asked) over1() *taker {
 		target = a.authority
 	}
 	raw := a.method + " " + target + " HTTP/1.1\r\nhost: " + a.authority + "\r\n" + a.name + ": " + a.value + "\r\n\r\n"
-	c := http1.NewServer(k, &http1.Options{AllowCustomMethods: true}, taker1{k})
+	c := http1.NewServer(k, &http1.Options{AllowCustomMethods: true}, k)
 	if n, err := c.Feed([]byte(raw)); err != nil || n != len(raw) {
 		k.taken = false
 	}
@@ -79,9 +79,9 @@ func (a asked) over2() *taker {
 	}
 	add(":authority", a.authority)
 	add(a.name, a.value)
-	raw := preface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+	raw := http2.Preface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 	raw += string(binary.BigEndian.AppendUint32(nil, uint32(len(b)))[1:]) + "\x01\x05\x00\x00\x00\x01" + string(b)
-	c := http2.NewServer(k, nil, taker2{k})
+	c := http2.NewServer(k, nil, k)
 	c.Start()
 	if n, err := c.Feed([]byte(raw)); err != nil || n != len(raw) {
 		k.taken = false
