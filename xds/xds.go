@@ -82,15 +82,6 @@ type ControlPlane struct {
 	status   net.Listener
 }
 
-// Run runs a control plane until ctx ends. It returns early only for mistakes that waiting does not repair.
-func Run(ctx context.Context, o Options) error {
-	c, err := New(o)
-	if err != nil {
-		return err
-	}
-	return c.Run(ctx)
-}
-
 // New checks the options and binds the addresses.
 func New(o Options) (*ControlPlane, error) {
 	if o.Listen == "" {

@@ -88,16 +88,6 @@ func (c *H2) WaitClosed(limit time.Duration) {
 	}
 }
 
-// GoAway is the code of the GOAWAY that came, if one did.
-func (c *H2) GoAway() (code string, ok bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.goAway == nil {
-		return "", false
-	}
-	return c.goAway.ErrCode.String(), true
-}
-
 // Do sends the request and waits for the whole response; a reset stream is a response with Reset set.
 func (c *H2) Do(req H2Request) Message {
 	c.t.Helper()

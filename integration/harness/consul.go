@@ -108,20 +108,8 @@ func (c *ConsulAgent) start() {
 	})
 }
 
-// Restart starts the agent again at the same addresses after Kill or Stop. It has forgotten everything.
-func (c *ConsulAgent) Restart() {
-	c.t.Helper()
-	c.start()
-}
-
-// Addr is host:port of the HTTP API, and URL the same as a URL; GRPC is where it serves xDS.
-func (c *ConsulAgent) Addr() string { return c.http }
-
 // URL is the HTTP API.
 func (c *ConsulAgent) URL() string { return "http://" + c.http }
-
-// GRPC is host:port of Consul's own xDS server.
-func (c *ConsulAgent) GRPC() string { return c.grpc }
 
 // Grant is an ACL token, and the policy that says what it may do.
 type Grant struct {
@@ -225,13 +213,6 @@ func (c *ConsulAgent) Entry(entry api.ConfigEntry) {
 	if err == nil && !ok {
 		err = errors.New("not written")
 	}
-	c.must(err)
-}
-
-// Put writes a key of the KV store.
-func (c *ConsulAgent) Put(key, value string) {
-	c.t.Helper()
-	_, err := c.Client.KV().Put(&api.KVPair{Key: key, Value: []byte(value)}, nil)
 	c.must(err)
 }
 

@@ -57,9 +57,6 @@ func NewLoad(t testing.TB, call func(context.Context) error) *Load {
 // Rate sets the calls per second.
 func (l *Load) Rate(n int) *Load { l.rate = n; return l }
 
-// Workers sets how many calls may be under way at once.
-func (l *Load) Workers(n int) *Load { l.workers = n; return l }
-
 // Life bounds the load in time.
 func (l *Load) Life(d time.Duration) *Load { l.life = d; return l }
 

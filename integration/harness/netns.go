@@ -153,23 +153,6 @@ func (h *Host) ResolvConf(text string) *Host {
 	return h
 }
 
-// AddAddr gives an interface of the host another address, such as "10.1.2.3/32".
-func (h *Host) AddAddr(link, cidr string) {
-	h.t.Helper()
-	h.Do(func() error {
-		l, err := netlink.LinkByName(link)
-		if err != nil {
-			return err
-		}
-		addr, err := netlink.ParseAddr(cidr)
-		if err != nil {
-			return err
-		}
-		addr.Flags = unix.IFA_F_NODAD
-		return netlink.AddrAdd(l, addr)
-	})
-}
-
 // Do runs f in the host's namespace. Sockets that it opens, and processes that it starts, stay there; goroutines that
 // it starts do not.
 func (h *Host) Do(f func() error) {

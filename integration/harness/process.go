@@ -233,14 +233,6 @@ func Eventually(t testing.TB, limit time.Duration, what string, check func() err
 	}
 }
 
-// Within is Eventually, and returns how long it took.
-func Within(t testing.TB, limit time.Duration, what string, check func() error) time.Duration {
-	t.Helper()
-	start := time.Now()
-	Eventually(t, limit, what, check)
-	return time.Since(start)
-}
-
 func poll(limit time.Duration, check func() error) error {
 	err := check()
 	if err == nil {

@@ -22,7 +22,6 @@ type ProxyBuilder struct {
 	name  string
 	path  string
 	args  []string
-	env   []string
 	out   *os.File
 
 	bootstrap string
@@ -56,12 +55,6 @@ func newProxy(t testing.TB, name, path string, args ...string) *ProxyBuilder {
 	return &ProxyBuilder{t: t, name: name, path: path, args: args, values: map[string]string{}, addrs: map[string]string{}}
 }
 
-// Named names the proxy in messages, and to a control plane (--service-node, --service-cluster).
-func (b *ProxyBuilder) Named(node, cluster string) *ProxyBuilder {
-	b.name = node
-	return b.Args("--service-node", node, "--service-cluster", cluster)
-}
-
 // Bootstrap gives the YAML to start from; the package comment says what it may refer to.
 func (b *ProxyBuilder) Bootstrap(yaml string) *ProxyBuilder {
 	b.bootstrap = yaml
@@ -91,12 +84,6 @@ func (b *ProxyBuilder) Value(name, value string) *ProxyBuilder {
 // Args appends to the command line.
 func (b *ProxyBuilder) Args(args ...string) *ProxyBuilder {
 	b.args = append(b.args, args...)
-	return b
-}
-
-// Env appends to the environment, NAME=VALUE.
-func (b *ProxyBuilder) Env(env ...string) *ProxyBuilder {
-	b.env = append(b.env, env...)
 	return b
 }
 
@@ -200,14 +187,8 @@ func (b *ProxyBuilder) Start() *Proxy {
 		args = append(args[:len(args):len(args)], "-c", b.write())
 	}
 	p := &Proxy{t: b.t, addrs: b.addrs}
-	p.Process = Command{Name: b.name, Path: b.path, Args: args, Env: b.env, Stderr: b.out}.Start(b.t)
+	p.Process = Command{Name: b.name, Path: b.path, Args: args, Stderr: b.out}.Start(b.t)
 	return p
-}
-
-// Listening tells the proxy's address under a name, for one that was not named in the bootstrap: "admin" above all.
-func (b *ProxyBuilder) Listening(name, addr string) *ProxyBuilder {
-	b.addrs[name] = addr
-	return b
 }
 
 // WaitReady waits until the admin page's /ready answers 200.

@@ -40,6 +40,3 @@ func NewRedis(t testing.TB) *RedisServer {
 	})
 	return r
 }
-
-// Addr is host:port.
-func (r *RedisServer) Addr() string { return r.addr }

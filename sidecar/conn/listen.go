@@ -164,16 +164,6 @@ func removeStale(a Address) bool {
 	return os.Remove(a.Path) == nil
 }
 
-// DupFD makes another descriptor of a listening socket that several workers
-// share: a Unix socket, which has no SO_REUSEPORT. On any goroutine.
-func DupFD(fd int) (int, error) {
-	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("dup: %w", err)
-	}
-	return n, nil
-}
-
 // Listener accepts connections on one worker.
 type Listener struct {
 	// Failed, where set, is told why accepting rests: EMFILE, for example.

@@ -391,7 +391,8 @@ func TestALookUpNeitherWaitsNorAllocates(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
-	if first := r.Ref("new"); r.Ref("c").Cluster() == nil || first != r.Ref("new") || len(r.Clusters()) != 1 {
+	first, again := r.Ref("new"), r.Ref("new")
+	if r.Ref("c").Cluster() == nil || first != again || len(r.Clusters()) != 1 {
 		t.Error("references are not the same each time")
 	}
 }
