@@ -256,6 +256,9 @@ func (h *httpServer) StreamDone(s *stream.Stream) {
 	}
 }
 
+// Panicked ends the connection after a panic in its codec.
+func (h *httpServer) Panicked(v any) { h.k.conn.Panicked(v) }
+
 // drain lets the connection end, in two steps, so that a request on its way is not
 // lost (RFC 9112 §9.6, RFC 9113 §6.8).
 func (h *httpServer) drain() {

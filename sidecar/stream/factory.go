@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"time"
 
+	"sallyport/sidecar/codec"
 	"sallyport/sidecar/failure"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/message"
@@ -25,7 +26,7 @@ type Factory struct {
 }
 
 // maxFree bounds the streams that a worker keeps for reuse.
-const maxFree = 4096
+const maxFree = 1024
 
 // NewFactory returns the worker's factory.
 func NewFactory(w *loop.Worker, clusters *upstream.Registry) *Factory {
@@ -48,7 +49,8 @@ func (f *Factory) New(owner Owner, c *Connection, down message.Sender, p message
 		s.routeTimer.Init(s.routeTimeout)
 		s.retryTimer.Init(s.retryNow)
 	}
-	s.owner, s.Conn, s.down, s.Protocol = owner, c, down, p
+	s.owner, s.Conn, s.Protocol = owner, c, p
+	s.down = codec.Sender{Sender: down, Conn: owner}
 	s.random = rand.Uint64()
 	s.once.Begin("a stream")
 	return s
@@ -85,7 +87,7 @@ func (s *Stream) clear() {
 	trailers.Reset()
 	clear(metadata)
 	*info = Info{Request: request, Response: response, ResponseTrailers: trailers, Metadata: metadata[:0], OriginalPath: path[:0]}
-	s.owner, s.down = nil, nil
+	s.owner, s.down = nil, codec.Sender{}
 	s.filters.Clear()
 	s.overrides = nil
 	s.request, s.response = requestNone, responseNone

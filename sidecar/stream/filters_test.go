@@ -331,6 +331,31 @@ func TestAPanicCostsItsStreamAlone(t *testing.T) {
 	}
 }
 
+// TestAPanicInTheCodecCostsTheConnection: its state is not known, and nothing more is sent on it.
+func TestAPanicInTheCodecCostsTheConnection(t *testing.T) {
+	for _, call := range []string{"Head", "Data", "Trailers", "Reset"} {
+		t.Run(call, func(t *testing.T) {
+			r := streamtest.New(t, 1)
+			r.Cluster.HTTP1.EnableTrailers = true
+			client := r.Get("/")
+			client.Breaks = call
+			l := r.Hosts[0].Accept()
+			l.Head()
+			l.Send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n")
+			r.Settle()
+			if call == "Reset" {
+				l.Send("zz\r\n")
+			} else {
+				l.Send("0\r\nx-t: 1\r\n\r\n")
+			}
+			r.Until("the stream is over", func() bool { return r.Finished > 0 })
+			if len(r.Panics) != 1 || r.Panics[0] != "in "+call || r.Broken != 1 || r.Finished != 1 || client.Ended || client.Reset != 0 {
+				t.Errorf("panics %v, %d connections were ended, %d streams over, the client has %+v", r.Panics, r.Broken, r.Finished, client)
+			}
+		})
+	}
+}
+
 func TestAPanicIsAnsweredWithoutFilters(t *testing.T) {
 	done := 0
 	r := streamtest.New(t, 0).Filters(

@@ -3,6 +3,7 @@ package stream
 import (
 	"time"
 
+	"sallyport/sidecar/codec"
 	"sallyport/sidecar/failure"
 	"sallyport/sidecar/invariants"
 	"sallyport/sidecar/loop"
@@ -36,6 +37,8 @@ type Owner interface {
 	Manager() *Manager
 	// StreamDone tells that the stream is over.
 	StreamDone(s *Stream)
+	// Panicked ends the connection after a panic in its codec.
+	Panicked(v any)
 }
 
 // requestPhase is where the request of a stream stands.
@@ -72,7 +75,7 @@ type Stream struct {
 
 	factory *Factory
 	owner   Owner
-	down    message.Sender
+	down    codec.Sender
 	worker  *loop.Worker
 
 	filters   chain.Run[*Stream]

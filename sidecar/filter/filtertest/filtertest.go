@@ -148,6 +148,9 @@ func (p *parking) ResponseHead(c stream.Context, _ *message.Head, _ bool) stream
 // Manager is the connection manager in force.
 func (r *Rig) Manager() *stream.Manager { return r.manager }
 
+// Panicked is of no account: the rig has no connection that could end.
+func (r *Rig) Panicked(any) {}
+
 // StreamDone is the end of a stream.
 func (r *Rig) StreamDone(*stream.Stream) {}
 

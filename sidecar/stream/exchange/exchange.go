@@ -3,6 +3,7 @@ package exchange
 import (
 	"time"
 
+	"sallyport/sidecar/codec"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/upstream"
@@ -71,7 +72,7 @@ type Exchange struct {
 	o      Options
 
 	waiter upstream.Waiter
-	up     message.Sender
+	up     codec.Sender
 	client *upstream.Client
 	timer  loop.Timer // Total
 	quiet  loop.Timer // Idle
@@ -120,7 +121,7 @@ func (x *Exchange) Start(host *upstream.Host, h *message.Head, b *Body, o Option
 }
 
 func (x *Exchange) acquire() {
-	x.up, x.client = nil, nil
+	x.up, x.client = codec.Sender{}, nil
 	x.phase, x.request, x.response = waiting, nothing, nothing
 	x.paused = false
 	x.waiter.Fresh, x.waiter.Priority = x.fresh, x.o.Priority
@@ -135,12 +136,11 @@ func (x *Exchange) Cancel() {
 	if x.phase == idle {
 		return
 	}
-	up := x.up
-	abandoned := up != nil && !(x.response == whole && x.request == whole)
+	abandoned := x.client != nil && !(x.response == whole && x.request == whole)
 	x.end()
 	if abandoned {
 		x.stats().Inc(upstream.StatRqTxReset)
-		up.Reset(message.LocalReset)
+		x.up.Reset(message.LocalReset)
 	}
 	x.waiter.Finish()
 }

@@ -3,6 +3,7 @@ package exchange
 import (
 	"strconv"
 
+	"sallyport/sidecar/codec"
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/metric"
 	"sallyport/sidecar/upstream"
@@ -14,7 +15,7 @@ type receiver Exchange
 // Ready sends the request on the stream that the pool found.
 func (r *receiver) Ready(up message.Sender, c *upstream.Client) {
 	x := (*Exchange)(r)
-	x.up, x.client, x.phase = up, c, open
+	x.up, x.client, x.phase = codec.Sender{Sender: up, Conn: c.Conn()}, c, open
 	x.user.Ready(x)
 	if x.phase != open {
 		return
@@ -25,11 +26,11 @@ func (r *receiver) Ready(up message.Sender, c *upstream.Client) {
 	}
 	if b.HeadOnly {
 		x.sent()
-		up.Head(x.head, true)
+		x.up.Head(x.head, true)
 		return
 	}
 	x.request = headed
-	up.Head(x.head, false)
+	x.up.Head(x.head, false)
 	if x.phase == open {
 		b.settle()
 	}
@@ -109,10 +110,10 @@ func (x *Exchange) finish() {
 	if x.phase != open {
 		return // the User has canceled
 	}
-	up, early := x.up, x.request != whole
+	early := x.request != whole
 	x.end()
 	if early {
-		up.Reset(message.LocalReset)
+		x.up.Reset(message.LocalReset)
 	}
 	x.waiter.Finish()
 	x.user.Done(x, Outcome{})

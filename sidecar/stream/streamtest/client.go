@@ -25,6 +25,8 @@ type Client struct {
 	Dropped bool
 	// Blocked makes the client one that takes nothing: the codec says Full.
 	Blocked bool
+	// Breaks makes the codec panic in that call: Head, Data, Trailers or Reset.
+	Breaks string
 	// Paused is how many Pauses had no Resume.
 	Paused int
 
@@ -34,7 +36,14 @@ type Client struct {
 // sender is the Client as the stream's way back.
 type sender struct{ c *Client }
 
+func (s sender) breaks(call string) {
+	if s.c.Breaks == call {
+		panic("in " + call)
+	}
+}
+
 func (s sender) Head(h *message.Head, end bool) {
+	s.breaks("Head")
 	c, status := s.c, h.StatusCode()
 	if status < 200 && status != 101 {
 		c.Infos = append(c.Infos, status)
@@ -49,6 +58,7 @@ func (s sender) Head(h *message.Head, end bool) {
 }
 
 func (s sender) Data(p []byte, end bool) {
+	s.breaks("Data")
 	if c := s.c; c.Status == 0 || c.Ended || c.Reset != 0 {
 		c.rig.T.Errorf("data %q before the head or after the end", p)
 	}
@@ -57,12 +67,14 @@ func (s sender) Data(p []byte, end bool) {
 }
 
 func (s sender) Trailers(h *message.Head) {
+	s.breaks("Trailers")
 	s.c.Trailers.CopyFrom(h)
 	s.end(true)
 }
 
 func (s sender) Reset(r message.Reason) {
 	s.c.Dropped = true
+	s.breaks("Reset")
 	if s.c.Reset == 0 && !s.c.Ended {
 		s.c.Reset = r
 	}

@@ -39,6 +39,8 @@ type Rig struct {
 	Panics []any
 	// Finished are the streams that are over, as the owner was told.
 	Finished int
+	// Broken counts the connections that were ended for a panic in their codec.
+	Broken int
 
 	ready bool
 }
@@ -151,6 +153,7 @@ type owner struct{ rig *Rig }
 
 func (o *owner) Manager() *stream.Manager  { return o.rig.Manager }
 func (o *owner) StreamDone(*stream.Stream) { o.rig.Finished++ }
+func (o *owner) Panicked(any)              { o.rig.Broken++ }
 
 // Head makes a request head of a method, a path and header fields: name, value, name, value.
 func Head(method, path string, fields ...string) *message.Head {
