@@ -155,7 +155,7 @@ func TestResponsesAreWritten(t *testing.T) {
 		{name: "a client that asks for a close gets it", request: "GET / HTTP/1.1\nHost: h\nConnection: close\n\n", h: head(":status", "200"), want: "HTTP/1.1 200 OK\ncontent-length: 0\nconnection: close\n\n", closes: true},
 		{name: "a connection that drains closes", request: get, h: head(":status", "200"), drain: true, want: "HTTP/1.1 200 OK\ncontent-length: 0\nconnection: close\n\n", closes: true},
 		{name: "101 has its connection option", request: ws, h: head(":status", "101", "upgrade", "websocket", "content-length", "3"), data: []string{"raw"}, want: "HTTP/1.1 101 Switching Protocols\nupgrade: websocket\nconnection: upgrade\n\nraw"},
-		{name: "a refused upgrade is a response", request: ws, h: head(":status", "403", "upgrade", "x"), want: "HTTP/1.1 403 Forbidden\ncontent-length: 0\n\n"},
+		{name: "a refused upgrade closes", request: ws, h: head(":status", "403", "upgrade", "x"), want: "HTTP/1.1 403 Forbidden\ncontent-length: 0\nconnection: close\n\n", closes: true},
 		{name: "200 to CONNECT has no framing", request: connect, h: head(":status", "200", "content-length", "3"), data: []string{"raw"}, want: "HTTP/1.1 200 OK\n\nraw"},
 		{name: "a refused CONNECT closes", request: connect, h: head(":status", "403"), want: "HTTP/1.1 403 Forbidden\ncontent-length: 0\nconnection: close\n\n", closes: true},
 		{name: "426 says what it wants", request: get, h: head(":status", "426", "upgrade", "h2c"), want: "HTTP/1.1 426 Upgrade Required\nupgrade: h2c\ncontent-length: 0\nconnection: upgrade\n\n"},

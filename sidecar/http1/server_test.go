@@ -249,26 +249,21 @@ func TestATunnelMayEndOnTheClientsSideFirst(t *testing.T) {
 	}
 }
 
-func TestARefusedUpgradeIsAnOrdinaryExchange(t *testing.T) {
-	p := newPeer(t, nil)
-	rest, _ := p.feed(upgrade+getB, 1000)
-	p.s.Head(head(":status", "403"), true)
-	if !p.ended || p.done != 1 || over(p.c) {
-		t.Fatalf("ended %v, done %d", p.ended, p.done)
-	}
-	p.feed(rest, 1000)
-	if got := p.text(); got != "GET h /ws{upgrade: websocket}. GET h /b{}." {
-		t.Error(got)
-	}
-}
-
-func TestWhatWasMeantForARefusedConnectIsNoRequest(t *testing.T) {
-	p := newPeer(t, nil)
-	rest, _ := p.feed("CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n"+getB, 1000)
-	p.s.Head(head(":status", "403"), true)
-	rest, err := p.feed(rest, 1000)
-	if rest != "" || err != nil || p.streams != 1 || !over(p.c) {
-		t.Errorf("rest %q, error %v, %d streams", rest, err, p.streams)
+func TestWhatWasMeantForARefusedTunnelIsNoRequest(t *testing.T) {
+	for _, asked := range []string{upgrade, "CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n"} {
+		p := newPeer(t, nil)
+		rest, _ := p.feed(asked+getB, 1000)
+		p.s.Head(head(":status", "403"), true)
+		if !p.ended || p.done != 1 {
+			t.Fatalf("ended %v, done %d", p.ended, p.done)
+		}
+		rest, err := p.feed(rest, 1000)
+		if rest != "" || err != nil || p.streams != 1 || p.c.End() != message.Linger {
+			t.Errorf("rest %q, error %v, %d streams", rest, err, p.streams)
+		}
+		if got := p.out.take(); !strings.Contains(got, "\r\nconnection: close\r\n") {
+			t.Errorf("sent %q", got)
+		}
 	}
 }
 

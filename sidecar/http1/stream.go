@@ -31,12 +31,12 @@ func (s *ServerStream) Head(h *message.Head, end bool) {
 		return
 	}
 	x := c.x
-	// The refusal of a CONNECT ends the connection: what the client sent
-	// ahead was meant for the tunnel, and must not be read as a request.
+	// A response that comes before the request's end is the last: the client should not have to find out that nobody
+	// waits for the rest. That of an upgrade or CONNECT which is refused is what the client sent ahead: it was meant for
+	// the tunnel, and must not be read as a request.
 	refused := c.phase == serverAsked && code >= 200 && !(x.connect && code/100 == 2)
-	// Nor should the client have to find out that nobody waits for the rest of its request here.
 	early := code >= 200 && (c.phase == serverBody || c.phase == serverTrailers)
-	x.close = x.close || c.draining || early || refused && x.connect
+	x.close = x.close || c.draining || early || refused
 	if !c.w.responseHead(c.out.Buffer(), h, end, &x) {
 		c.misuse()
 		return
