@@ -1,8 +1,12 @@
 package integration
 
 import (
+	"bufio"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -105,4 +109,62 @@ func TestADenialIsInForceOnAnOpenConnection(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestAStreamOfACallerThatIsDeniedEnds soon, in the middle of its response; that of another caller, over the
+// same sidecar, goes on to its end.
+func TestAStreamOfACallerThatIsDeniedEnds(t *testing.T) {
+	finish := make(chan struct{})
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "begun\n")
+		w.(http.Flusher).Flush()
+		select {
+		case <-finish:
+			io.WriteString(w, "whole")
+		case <-r.Context().Done():
+		}
+	}))
+	t.Cleanup(app.Close)
+	control := harness.NewControlPlane(t).Args("--status-listen", "-")
+	orders := harness.NewSidecar(t).Service("orders", app.Listener.Addr().(*net.TCPAddr).Port)
+	catalog := func(shop string) {
+		control.Catalog(fmt.Sprintf("services:\n- {name: shop, instances: []}\n- {name: depot, instances: []}\n- name: orders\n  instances:\n"+
+			"  - {id: orders, address: 127.0.0.1, port: %d, sidecar: {port: %s}}\nintentions: [{source: shop, destination: orders, action: %s}, "+
+			"{source: depot, destination: orders, action: allow}]\ndefaultIntention: deny\n", app.Listener.Addr().(*net.TCPAddr).Port, port(t, orders.Address("mesh")), shop))
+	}
+	catalog("allow")
+	control.Run()
+	orders.ControlPlane(control.Addr(), control.Token("--service", "orders")).Run()
+	ended := map[string]chan string{}
+	for _, caller := range []string{"shop", "depot"} {
+		p := harness.NewSidecar(t).Service(caller, 1).ControlPlane(control.Addr(), control.Token("--service", caller)).Upstream("orders").Run()
+		resp, err := http.Get("http://" + p.Addr("orders") + "/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { resp.Body.Close() })
+		b := bufio.NewReader(resp.Body)
+		if line, err := b.ReadString('\n'); line != "begun\n" {
+			t.Fatalf("%s: %d %q, %v", caller, resp.StatusCode, line, err)
+		}
+		done := make(chan string, 1)
+		ended[caller] = done
+		go func() {
+			rest, err := io.ReadAll(b)
+			done <- fmt.Sprintf("%q, cut off: %v", rest, err != nil)
+		}()
+	}
+	catalog("deny")
+	select {
+	case got := <-ended["shop"]:
+		if got != `"", cut off: true` {
+			t.Errorf("the shop got %s", got)
+		}
+	case <-time.After(3 * time.Second): // it is a tenth of that on a machine that has nothing else to do
+		t.Error("three seconds after the denial the shop's stream is open")
+	}
+	close(finish)
+	if got := <-ended["depot"]; got != `"whole", cut off: false` {
+		t.Errorf("the depot got %s", got)
+	}
 }
