@@ -463,7 +463,7 @@ func TestSlowReaderGetsTheLastResponse(t *testing.T) {
 	s := newScript()
 	s.connected = func() {
 		s.c.Write(response)
-		s.c.CloseAfterFlush(time.Second)
+		s.c.CloseAfterFlush(2 * time.Second)
 	}
 	addr := listen(t, w, func(c *Conn) { s.c = c; c.Start(s) })
 	c := dialNet(t, addr)
@@ -475,7 +475,7 @@ func TestSlowReaderGetsTheLastResponse(t *testing.T) {
 		if err != nil {
 			break
 		}
-		<-time.After(60 * time.Millisecond) // the reader's slowness, 1.5 s in all
+		<-time.After(100 * time.Millisecond) // the reader's slowness, 2.4 s in all
 	}
 	if !bytes.Equal(got, response) {
 		t.Fatalf("got %d of %d bytes", len(got), len(response))

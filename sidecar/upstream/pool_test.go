@@ -152,18 +152,11 @@ func TestThePlaceOfAConnectionThatEnds(t *testing.T) {
 	g.gone()
 }
 
-// refused returns the address of a port where nobody listens.
-func refused(t testing.TB) Endpoint {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return at(l.Addr().String())
-}
+// refused is where nobody listens: a port that no process is given by chance.
+var refused = at("127.0.0.1:1")
 
 func TestConnectFailureFailsAllWhoWait(t *testing.T) {
-	cfg := config("c", refused(t))
+	cfg := config("c", refused)
 	cfg.Outlier = &Outlier{Consecutive5xx: 3, Enforcing5xx: 100, BaseEjection: time.Hour, MaxEjectionPercent: 100}
 	g := newRig(t, cfg, 1)
 	for _, k := range g.begin("/a", "/b", "/c") {
@@ -184,7 +177,7 @@ func TestConnectFailureFailsAllWhoWait(t *testing.T) {
 // TestFailureIsReentrant: who is told of a failure asks the same pool again,
 // and ends the wait of others who were not told yet.
 func TestFailureIsReentrant(t *testing.T) {
-	g := newRig(t, config("c", refused(t)), 1)
+	g := newRig(t, config("c", refused), 1)
 	var again *call
 	var calls []*call
 	g.on(func(p *Pool) {

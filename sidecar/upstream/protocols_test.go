@@ -189,7 +189,7 @@ func TestEverythingIsGivenBack(t *testing.T) {
 		} else {
 			ep = h2Server(t, handler, 10)
 		}
-		cfg := config("c", ep, refused(t))
+		cfg := config("c", ep, refused)
 		cfg.Protocol, cfg.MaxRequests, cfg.IdleTimeout = proto, 5, time.Millisecond
 		cfg.HTTP2.MaxConcurrentStreams = 10
 		cfg.Breakers[0] = Breakers{Connections: 4, Pending: 20, Requests: 30, Retries: 1}
