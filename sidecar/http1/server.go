@@ -355,7 +355,7 @@ func (c *ServerConn) EOF() {
 		c.tunnelDone(epoch)
 		return
 	}
-	c.fail(message.RemoteReset)
+	c.fail(message.ConnectionClosed)
 }
 
 // Closed says that the connection is gone.

@@ -113,7 +113,7 @@ func TestAClientThatGoesAwayResetsTheStream(t *testing.T) {
 		p := newPeer(t, nil)
 		p.feed(raw, 1000)
 		p.c.EOF()
-		if p.reset != message.RemoteReset || !over(p.c) {
+		if p.reset != message.ConnectionClosed || !over(p.c) {
 			t.Errorf("%s: reset %v", name, p.reset)
 		}
 		p.s.Head(head(":status", "200"), true) // without effect

@@ -52,7 +52,7 @@ const (
 	// Refused: the peer said that it did not process the request
 	// (REFUSED_STREAM, or a GOAWAY below this stream); safe to retry.
 	Refused
-	// ConnectionClosed: the connection ended before any byte of a response.
+	// ConnectionClosed: the connection ended; to a server, before any byte of its response, or it is RemoteReset.
 	ConnectionClosed
 	// ConnectFailure: no connection could be made; the request was not sent.
 	ConnectFailure
