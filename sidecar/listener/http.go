@@ -141,7 +141,7 @@ func (h *httpServer) Data(p []byte) int {
 
 // refuse ends the request whose head is not one, or takes too long, and with it the connection.
 func (h *httpServer) refuse(k failure.Kind) {
-	// Where a response was begun, its stream has the line in the log.
+	// Where a stream was made, it has the line in the log.
 	if refused, status, sent := h.codec.Refuse(k); refused {
 		h.refused(k, status, sent)
 	}

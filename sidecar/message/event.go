@@ -66,7 +66,8 @@ const (
 	Overflow
 	// TLSFailure: the handshake failed, or the peer's identity was not accepted.
 	TLSFailure
-	// HeaderTooLarge: the head has more bytes or fields than the peer takes, and was not sent.
+	// HeaderTooLarge: the head has more bytes or fields than the peer takes, and was not sent; to a server, the
+	// trailers have more than this side takes.
 	HeaderTooLarge
 )
 
@@ -80,7 +81,7 @@ var reasons = [...]string{
 	LocalReset:       "local reset",
 	Overflow:         "overflow",
 	TLSFailure:       "TLS failure",
-	HeaderTooLarge:   "head too large for the peer",
+	HeaderTooLarge:   "head too large",
 }
 
 func (r Reason) String() string {

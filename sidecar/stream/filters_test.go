@@ -290,7 +290,7 @@ func TestAStreamThatEndsWhileAFilterHoldsIsOver(t *testing.T) {
 				t.Errorf("done %d times, %d streams over", done, r.Finished)
 			}
 			want := map[string]string{"the client goes": "downstream_remote_disconnect DC", "the client resets": "downstream_remote_reset DR",
-				"the client breaks HTTP": "downstream_protocol_error DPE", "the filter itself replies": "test -"}[name]
+				"the client breaks HTTP": "http1.codec_error DPE", "the filter itself replies": "test -"}[name]
 			if got := strings.TrimSpace(logs.String()); got != want {
 				t.Errorf("log %q, want %q", got, want)
 			}

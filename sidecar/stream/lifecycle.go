@@ -261,11 +261,11 @@ func (s *Stream) Reset(r message.Reason) {
 		return
 	}
 	defer s.guard()
+	unanswered := s.response < responseOpen
 	s.request, s.response = requestReset, responseReset
 	switch r {
-	case message.ProtocolError:
-		s.Flags |= failure.DPE
-		s.setDetails("downstream_protocol_error")
+	case message.ProtocolError, message.HeaderTooLarge:
+		s.brokenBy(r, unanswered)
 	case message.RemoteReset:
 		s.Flags |= failure.DR
 		s.setDetails("downstream_remote_reset")
@@ -277,6 +277,20 @@ func (s *Stream) Reset(r message.Reason) {
 		s.Manager.Stats.At(s.worker.ID()).Inc(StatRqRxReset)
 	}
 	s.finish()
+}
+
+// brokenBy notes that the rest of the request was wrong. HTTP/1's codec answers that where nothing was answered.
+func (s *Stream) brokenBy(r message.Reason, unanswered bool) {
+	s.Flags |= failure.DPE
+	if !unanswered || s.Protocol.Multiplexed() {
+		s.setDetails("downstream_protocol_error")
+		return
+	}
+	k := failure.BadRequest
+	if r == message.HeaderTooLarge {
+		k = failure.HeadTooLarge
+	}
+	s.Status, s.Details = failure.Of(k).Status, failure.Of(k).Details
 }
 
 // Drained is the codec's word that the client takes bytes again.
