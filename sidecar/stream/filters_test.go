@@ -227,7 +227,7 @@ func TestAFilterThatAnswersTooLateResetsTheStream(t *testing.T) {
 	if client.Status != 200 || client.Body != "good" || client.Reset == 0 {
 		t.Errorf("%d %q, reset %v", client.Status, client.Body, client.Reset)
 	}
-	if e := logs.All[0]; e.Details != "via_upstream" || r.Stat(stream.StatRqTxReset) != 1 {
+	if e := logs.All[0]; e.Details != "found_bad" || r.Stat(stream.StatRqTxReset) != 1 {
 		t.Errorf("%+v", e)
 	}
 	l.Ended()

@@ -268,10 +268,13 @@ func (s *Stream) Reset(r message.Reason) {
 		s.brokenBy(r, unanswered)
 	case message.RemoteReset:
 		s.Flags |= failure.DR
-		s.setDetails("downstream_remote_reset")
+		s.Details = "downstream_remote_reset"
+	case message.LocalReset: // the codec cannot send what it was given, or the client does not take it
+		s.Flags |= failure.LR
+		s.Details = "local_reset"
 	default:
 		s.Flags |= failure.DC
-		s.setDetails("downstream_remote_disconnect")
+		s.Details = "downstream_remote_disconnect"
 	}
 	if s.Manager != nil {
 		s.Manager.Stats.At(s.worker.ID()).Inc(StatRqRxReset)
@@ -283,7 +286,7 @@ func (s *Stream) Reset(r message.Reason) {
 func (s *Stream) brokenBy(r message.Reason, unanswered bool) {
 	s.Flags |= failure.DPE
 	if !unanswered || s.Protocol.Multiplexed() {
-		s.setDetails("downstream_protocol_error")
+		s.Details = "downstream_protocol_error"
 		return
 	}
 	k := failure.BadRequest
@@ -319,12 +322,6 @@ func (s *Stream) release(why uint8) {
 	}
 	if s.held &^= why; s.held == 0 && !s.over {
 		s.down.Resume()
-	}
-}
-
-func (s *Stream) setDetails(d string) {
-	if s.Details == "" {
-		s.Details = d
 	}
 }
 
