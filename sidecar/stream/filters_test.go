@@ -4,12 +4,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/route"
 	"sallyport/sidecar/stream"
 	"sallyport/sidecar/stream/chain"
 	"sallyport/sidecar/stream/streamtest"
+	"sallyport/sidecar/upstream"
 )
 
 // script is a filter made of functions; those that are nil let events go on.
@@ -231,6 +233,33 @@ func TestAFilterThatAnswersTooLateResetsTheStream(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 	l.Ended()
+}
+
+// TestAFilterThatEndsTheResponseEndsTheStream: the codec has all of it, and may give what stood for the stream to
+// another request.
+func TestAFilterThatEndsTheResponseEndsTheStream(t *testing.T) {
+	for _, version := range []message.Version{message.HTTP11, message.HTTP2} {
+		r := streamtest.New(t, 1).Filters(&script{responseData: func(c stream.Context, _ []byte, _ bool) ([]byte, stream.Verdict) {
+			c.Inject([]byte("mine"), true)
+			return nil, stream.Continue
+		}})
+		r.Manager.StreamIdle = time.Minute
+		logs := logged(r)
+		client := r.Begin(version, streamtest.Head("GET", "/"), true)
+		l := r.Hosts[0].Accept()
+		l.Head()
+		l.Send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n")
+		client.Want(200, "mine")
+		r.Settle()
+		if r.Finished != 1 || r.ClusterStat(upstream.StatRqTxReset) != 1 {
+			t.Errorf("%v: %d streams are over, %d requests of the upstream are given up", version, r.Finished, r.ClusterStat(upstream.StatRqTxReset))
+		}
+		r.Advance(2 * time.Minute)
+		l.Ended()
+		if client.Dropped || len(logs.All) != 1 || logs.All[0].Flags != "-" || logs.All[0].Details != "via_upstream" {
+			t.Errorf("%v: dropped %v, log %+v", version, client.Dropped, logs.All)
+		}
+	}
 }
 
 func TestAResponseThatIsHeldPausesTheUpstream(t *testing.T) {

@@ -325,10 +325,11 @@ func (s *Stream) release(why uint8) {
 	}
 }
 
-// settle ends a stream whose response is complete, when nothing of it is under
-// way any more.
+// settle ends a stream whose response is complete. What still comes from the
+// upstream, where a filter has ended the response, is of no use to anyone; and what
+// stood for the stream in the codec may be another request's soon.
 func (s *Stream) settle() {
-	if s.response == responseWhole && !s.try.Live() {
+	if s.response == responseWhole && !(s.try.Live() && s.try.Answered()) {
 		s.finish()
 	}
 }
