@@ -397,8 +397,6 @@ func (c *Conn) Closed(why message.Reason) {
 			s.settle()
 		case s.id == 0:
 			s.end(message.Refused) // it was never sent
-		case why == message.ConnectionClosed && s.begun && !c.server:
-			s.end(message.RemoteReset)
 		default:
 			s.end(why)
 		}

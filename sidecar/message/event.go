@@ -47,12 +47,12 @@ type Sender interface {
 type Reason uint8
 
 const (
-	// RemoteReset: the peer reset this stream, or broke the connection in the middle of the message.
+	// RemoteReset: the peer reset this stream.
 	RemoteReset Reason = iota + 1
 	// Refused: the peer said that it did not process the request
 	// (REFUSED_STREAM, or a GOAWAY below this stream); safe to retry.
 	Refused
-	// ConnectionClosed: the connection ended; to a server, before any byte of its response, or it is RemoteReset.
+	// ConnectionClosed: the connection ended; a response of HTTP/1 that this cuts is a ProtocolError.
 	ConnectionClosed
 	// ConnectFailure: no connection could be made; the request was not sent.
 	ConnectFailure

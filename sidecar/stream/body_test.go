@@ -128,11 +128,11 @@ func TestAnUpstreamThatBreaksOff(t *testing.T) {
 		reset  bool
 	}{
 		"before a byte":        {"", 503, "UC", "before_response_started{connection_termination}", false},
-		"in the head":          {"HTTP/1.1 200 OK\r\n", 503, "UR", "before_response_started{remote_reset}", false},
-		"in the body":          {"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab", 200, "UR", "after_response_started{remote_reset}", true},
+		"in the head":          {"HTTP/1.1 200 OK\r\n", 502, "UPE", "before_response_started{protocol_error}", false},
+		"in the body":          {"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab", 200, "UPE", "after_response_started{protocol_error}", true},
 		"with nonsense":        {"nonsense\r\n\r\n", 502, "UPE", "before_response_started{protocol_error}", false},
 		"with nonsense, later": {"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", 200, "UPE", "after_response_started{protocol_error}", true},
-		"after a 103":          {"HTTP/1.1 103 Early Hints\r\n\r\n", 503, "UR", "before_response_started{remote_reset}", false},
+		"after a 103":          {"HTTP/1.1 103 Early Hints\r\n\r\n", 503, "UC", "before_response_started{connection_termination}", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := streamtest.New(t, 1)
