@@ -488,6 +488,49 @@ func TestWhatANewPolicyForbidsEnds(t *testing.T) {
 	}
 }
 
+// TestAllStreamsAreAskedAbout though others end meanwhile: what one that is ended leaves to HTTP/2's other streams may
+// be all that these waited for.
+func TestAllStreamsAreAskedAbout(t *testing.T) {
+	for ended := range 4 {
+		var list stream.List
+		var clients []*streamtest.Client
+		var asked []string
+		r := streamtest.New(t, 1)
+		r.Filters(&witness{func(c stream.Context, h *message.Head) {
+			asked = append(asked, string(h.Get(message.Path)))
+			if len(asked) == 2 {
+				clients[ended].Stream.Reset(message.ConnectionClosed)
+				list.Remove(clients[ended].Stream)
+			}
+		}})
+		for _, path := range []string{"/0", "/1", "/2", "/3"} {
+			c := r.Get(path)
+			list.Add(c.Stream)
+			clients = append(clients, c)
+			r.Hosts[0].Accept().Head()
+		}
+		list.Recheck() // the last that came is the first
+		want := []string{"/3", "/2", "/1", "/0"}
+		if ended < 2 {
+			want = slices.Delete(want, 3-ended, 4-ended)
+		}
+		if !slices.Equal(asked, want) {
+			t.Errorf("with the end of /%d: %q were asked about, want %q", ended, asked, want)
+		}
+	}
+}
+
+// witness is a filter that is told what is asked, and allows it.
+type witness struct {
+	asked func(c stream.Context, h *message.Head)
+}
+
+func (*witness) Name() string { return "witness" }
+func (w *witness) Recheck(c stream.Context, h *message.Head) (bool, string) {
+	w.asked(c, h)
+	return true, ""
+}
+
 func reroute(r *streamtest.Rig, override string) {
 	next := *r.Route
 	f := *r.Route.Forward
