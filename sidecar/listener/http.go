@@ -108,14 +108,14 @@ func (h *httpServer) Data(p []byte) int {
 		h.start(id)
 	}
 	n, err := h.codec.Feed(p)
+	if err != nil {
+		h.stats.Inc(stream.StatCxProtocolError)
+	}
 	if h.closing {
 		return len(p)
 	}
-	if err != nil {
-		h.stats.Inc(stream.StatCxProtocolError)
-		if r, ok := err.(codec.Refusal); ok {
-			h.refuse(r.Failure())
-		}
+	if r, ok := err.(codec.Refusal); ok {
+		h.refuse(r.Failure())
 	}
 	if h.codec.End() != message.Open {
 		h.end()

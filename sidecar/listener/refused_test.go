@@ -58,3 +58,26 @@ func holding(t *testing.T) *stream.Chain {
 	}
 	return c
 }
+
+func TestAnErrorOfTheProtocolIsCountedOnce(t *testing.T) {
+	const ping = "\x00\x00\x08\x06\x00\x00\x00\x00\x01" + "12345678" // on a stream (RFC 9113 §6.7)
+	for name, raw := range map[string]string{
+		"HTTP/1, in the head":                getRequest[:5] + "\x00\r\n",
+		"HTTP/1, in the content":             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+		"HTTP/2, with no stream":             head2(10)[:24+9] + ping,
+		"HTTP/2, with a stream that is open": head2(10) + ping,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStepped(t)
+			s.manager.Filters = holding(t)
+			s.direct(200, nil)
+			s.serve()
+			k := s.dial(0)
+			s.send(k, raw)
+			s.until("the end of the connection", func() bool { k.read(); return k.gone })
+			if n := s.manager.Stats.Value(stream.StatCxProtocolError); n != 1 {
+				t.Errorf("counted %d times", n)
+			}
+		})
+	}
+}
