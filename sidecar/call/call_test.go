@@ -100,7 +100,7 @@ func TestCallsThatFail(t *testing.T) {
 			l.Send("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nab")
 			r.Settle()
 			l.Close()
-		}, want: failure.RemoteReset},
+		}, want: failure.UpstreamProtocol},
 		"nonsense":  {link: func(_ *streamtest.Rig, l *streamtest.Link) { l.Send("nonsense\r\n") }, want: failure.UpstreamProtocol},
 		"too large": {q: Request{MaxBody: 3}, link: func(_ *streamtest.Rig, l *streamtest.Link) { l.Answer("200 OK", "four") }, want: failure.ResponseTooLarge},
 	} {

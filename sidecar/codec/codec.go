@@ -50,8 +50,8 @@ type Server interface {
 	// complete, and for which no stream was made; rest is how many bytes the last Feed left.
 	Head(rest int) int64
 	// Refuse answers a request that was not taken, or is not here in time, where
-	// the protocol can, and takes no more. It says whether there is a request
-	// to be logged, the status of its response, 0 for none, and the length of that response's content.
+	// the protocol can, and takes no more. It says whether there is a request to be
+	// logged that no stream was made for, the status of the response, 0 for none, and the length of its content.
 	Refuse(k failure.Kind) (refused bool, status, sent int)
 	// End says whether the owner is to close, and how.
 	End() message.End

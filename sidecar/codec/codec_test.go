@@ -266,6 +266,18 @@ func TestEveryProtocolKeepsTheContract(t *testing.T) {
 			if asked.reset == 0 || heard.reset == 0 || l.client.Capacity() != 0 || !l.client.Draining() {
 				t.Errorf("closed: %v and %v", asked.reset, heard.reset)
 			}
+
+			// A client that closes did not reset its request.
+			for name, ends := range map[string]func(Server){
+				"EOF":    Server.EOF,
+				"closed": func(c Server) { c.Closed(message.ConnectionClosed) },
+			} {
+				l = newLink(t, id)
+				asked, _ = l.request()
+				if ends(l.server); asked.reset != message.ConnectionClosed || l.server.End() == message.Open {
+					t.Errorf("%s: %v", name, asked.reset)
+				}
+			}
 		})
 	}
 }

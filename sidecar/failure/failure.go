@@ -6,7 +6,11 @@
 // failures by their Kind; package stream makes responses of them.
 package failure
 
-import "google.golang.org/grpc/codes"
+import (
+	"strings"
+
+	"google.golang.org/grpc/codes"
+)
 
 // Kind names a failure.
 type Kind uint8
@@ -144,7 +148,7 @@ var table = [kinds]Failure{
 	LocalReset:          reset(503, LR, "local_reset", "local reset"),
 
 	NoHealthyUpstream: {503, codes.Unavailable, UH, "no_healthy_upstream", "no healthy upstream", nil},
-	Overflow: {503, codes.Unavailable, UO, "upstream_reset_before_response_started{overflow}", resetBody + "overflow",
+	Overflow: {503, codes.Unavailable, UO, beforeHead + "{overflow}", resetBody + "overflow",
 		[][2]string{{"x-envoy-overloaded", "true"}}},
 	RemoteReset:           reset(503, UR, "remote_reset", "remote reset"),
 	RefusedStream:         reset(503, UR, "remote_refused_stream_reset", "remote refused stream reset"),
@@ -160,10 +164,18 @@ func client(status int, details string) Failure {
 	return Failure{status, codes.Internal, DPE, details, "", nil}
 }
 
+const (
+	beforeHead = "upstream_reset_before_response_started"
+	afterHead  = "upstream_reset_after_response_started"
+)
+
 // reset is the failure of an attempt without a response.
 func reset(status int, flags Flags, detail, text string) Failure {
-	return Failure{status, codes.Unavailable, flags, "upstream_reset_before_response_started{" + detail + "}", resetBody + text, nil}
+	return Failure{status, codes.Unavailable, flags, beforeHead + "{" + detail + "}", resetBody + text, nil}
 }
+
+// AfterHead is the Details of an attempt that failed when its response had begun.
+func (f *Failure) AfterHead() string { return strings.Replace(f.Details, beforeHead, afterHead, 1) }
 
 // Of returns the entry of a kind, which nobody may change.
 func Of(k Kind) *Failure { return &table[k] }

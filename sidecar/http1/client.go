@@ -62,7 +62,6 @@ type ClientConn struct {
 	paused   int32
 	started  bool // the request head was written
 	sent     bool // the request is complete
-	heard    bool // a byte of the response came
 	keep     bool // the connection outlives the exchange
 	wasFull  bool
 	feeding  bool
@@ -89,7 +88,7 @@ func (c *ClientConn) Open(r message.Receiver) message.Sender {
 	c.r, c.phase = r, clientHead
 	c.w, c.x = writer{}, exchange{}
 	c.infos, c.paused = 0, 0
-	c.started, c.sent, c.heard, c.keep, c.wasFull = false, false, false, true, false
+	c.started, c.sent, c.keep, c.wasFull = false, false, true, false
 	return &c.stream
 }
 
@@ -157,7 +156,6 @@ func (c *ClientConn) feed(p []byte) (n int, err *Error) {
 			if n == len(p) {
 				return n, nil
 			}
-			c.heard = true
 			if c.reader == nil {
 				c.reader = newReader(response, c.limits, c.o.Underscores)
 			}
@@ -313,16 +311,22 @@ func (c *ClientConn) shut() (r message.Receiver) {
 }
 
 // fail ends the connection because of what came in, or did not; the caller knows of it.
+// A response that is cut is none (RFC 9112 §8).
 func (c *ClientConn) fail(why message.Reason) {
 	if c.phase == clientClosed {
 		return
 	}
-	if why == message.RemoteReset && !c.heard {
-		why = message.ConnectionClosed
+	if why == message.ConnectionClosed && c.cut() {
+		why = message.ProtocolError
 	}
 	if r := c.shut(); r != nil {
 		r.Reset(why)
 	}
+}
+
+// cut says that a part of a message is here of which the end of the connection is not the end.
+func (c *ClientConn) cut() bool {
+	return c.reader != nil || c.phase == clientBody && c.body.kind != bodyUntilClose
 }
 
 // EOF says that the peer will send nothing more; all bytes before it have been
@@ -342,7 +346,7 @@ func (c *ClientConn) EOF() {
 			c.shut() // the rest of the request has no one to go to
 		}
 	default:
-		c.fail(message.RemoteReset)
+		c.fail(message.ConnectionClosed)
 	}
 }
 

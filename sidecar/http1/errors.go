@@ -19,6 +19,14 @@ func (e *Error) Error() string { return "http1: " + e.Reason }
 // Failure is what a server answers.
 func (e *Error) Failure() failure.Kind { return e.Kind }
 
+// reset is what the stream of the message hears, where there is one.
+func (e *Error) reset() message.Reason {
+	if e.Kind == failure.HeadTooLarge || e.Kind == failure.TooManyFields {
+		return message.HeaderTooLarge
+	}
+	return message.ProtocolError
+}
+
 func bad(reason string) *Error { return &Error{failure.BadRequest, reason} }
 
 // Head lines (RFC 9112 §2 to §5).

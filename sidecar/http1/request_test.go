@@ -265,7 +265,7 @@ var requestCases = []requestCase{
 	{name: "a broken trailer is refused", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n0\nA b\n\n", err: errNameSpace, want: "POST h /{}<protocol error>"},
 	{name: "a Trailer that announces framing is refused", raw: "POST / HTTP/1.1\nHost: h\nTrailer: a, Content-Length\nTransfer-Encoding: chunked\n\n", err: errTrailer},
 	{name: "a folded trailer is refused", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n0\nA: b\n c\n\n", err: errFold, want: "POST h /{}<protocol error>"},
-	{name: "too many trailers are refused", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n0\nA: 1\nA: 1\nA: 1\nA: 1\n\n", err: errTooMany, want: "POST h /{}<protocol error>", o: &Options{MaxHeaderCount: 3}},
+	{name: "too many trailers are refused", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n0\nA: 1\nA: 1\nA: 1\nA: 1\n\n", err: errTooMany, want: "POST h /{}<head too large>", o: &Options{MaxHeaderCount: 3}},
 	{name: "a bare LF as the end of trailers is refused", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n0\n␊", err: errBareLF, want: "POST h /{}<protocol error>"},
 	{name: "fields of one hop in trailers are dropped", raw: "POST / HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n0\nConnection: close\nA: b\n\n", want: `POST h /{}{a: b}.`, o: trailersOn},
 }

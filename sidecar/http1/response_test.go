@@ -93,9 +93,9 @@ var responseCases = []responseCase{
 	{name: "trailers are delivered where enabled", raw: "HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n2\nhi\n0\nGRPC-Status: 0\n\n", want: `200{}"hi"{grpc-status: 0}.`, reuse: true, o: trailersOn},
 	{name: "a body without length ends with the connection", raw: "HTTP/1.1 200 OK\n\nhello", want: `200{}"hello".`, eof: true},
 	{name: "a body without length has no end before", raw: "HTTP/1.1 200 OK\n\nhello", want: `200{}"hello"`},
-	{name: "a length that is not reached is a reset", raw: "HTTP/1.1 200 OK\nContent-Length: 9\n\nhello", want: `200{content-length: 9}"hello"<remote reset>`, eof: true},
-	{name: "chunks without end are a reset", raw: "HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n2\nhi\n", want: `200{}"hi"<remote reset>`, eof: true},
-	{name: "a head that is cut off is a reset", raw: "HTTP/1.1 200 OK\nA: b\n", want: `<remote reset>`, eof: true},
+	{name: "a length that is not reached is an error", raw: "HTTP/1.1 200 OK\nContent-Length: 9\n\nhello", want: `200{content-length: 9}"hello"<protocol error>`, eof: true},
+	{name: "chunks without end are an error", raw: "HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n2\nhi\n", want: `200{}"hi"<protocol error>`, eof: true},
+	{name: "a head that is cut off is an error", raw: "HTTP/1.1 200 OK\nA: b\n", want: `<protocol error>`, eof: true},
 	{name: "a length and a coding are refused", raw: "HTTP/1.1 200 OK\nContent-Length: 2\nTransfer-Encoding: chunked\n\n0\n\n", err: errLengthCoding},
 	{name: "two lengths are refused", raw: "HTTP/1.1 200 OK\nContent-Length: 2\nContent-Length: 2\n\nhi", err: errLengths},
 	{name: "a length that is no number is refused", raw: "HTTP/1.1 200 OK\nContent-Length: two\n\nhi", err: errLength},
@@ -202,25 +202,33 @@ func TestBytesWithoutARequestAreAnError(t *testing.T) {
 	}
 }
 
-func TestWhoClosesBeforeAResponseClosedTheConnection(t *testing.T) {
-	p := newCaller(t, nil)
-	p.s.Head(requestOf("GET"), true)
-	p.c.EOF()
-	if p.reset != message.ConnectionClosed {
-		t.Errorf("EOF: %v", p.reset)
-	}
-	p = newCaller(t, nil)
-	p.s.Head(requestOf("GET"), true)
-	p.c.Closed(message.RemoteReset)
-	if p.reset != message.ConnectionClosed {
-		t.Errorf("Closed: %v", p.reset)
-	}
-	p = newCaller(t, nil)
-	p.s.Head(requestOf("GET"), true)
-	p.c.Feed([]byte("H"))
-	p.c.EOF()
-	if p.reset != message.RemoteReset {
-		t.Errorf("EOF in the head: %v", p.reset)
+func TestAConnectionThatEndsUnderARequest(t *testing.T) {
+	const head = "HTTP/1.1 200 OK\r\n"
+	for name, c := range map[string]struct {
+		heard    string
+		eof, rst message.Reason
+	}{
+		"before a byte":                          {"", message.ConnectionClosed, message.ConnectionClosed},
+		"after an informational head":            {"HTTP/1.1 103 Early Hints\r\n\r\n", message.ConnectionClosed, message.ConnectionClosed},
+		"in the first line":                      {"H", message.ProtocolError, message.ProtocolError},
+		"in the head":                            {head, message.ProtocolError, message.ProtocolError},
+		"in the content":                         {head + "content-length: 3\r\n\r\na", message.ProtocolError, message.ProtocolError},
+		"in the chunks":                          {head + "transfer-encoding: chunked\r\n\r\n1\r\na\r\n", message.ProtocolError, message.ProtocolError},
+		"in the trailers":                        {head + "transfer-encoding: chunked\r\n\r\n0\r\na: b\r\n", message.ProtocolError, message.ProtocolError},
+		"in content that ends with a connection": {head + "\r\na", 0, message.ConnectionClosed},
+	} {
+		for how, end := range map[string]func(*ClientConn){"EOF": (*ClientConn).EOF, "closed": func(c *ClientConn) { c.Closed(message.ConnectionClosed) }} {
+			p := newCaller(t, nil)
+			p.s.Head(requestOf("GET"), true)
+			p.feed(c.heard, 100)
+			want := c.rst
+			if how == "EOF" {
+				want = c.eof
+			}
+			if end(p.c); p.reset != want || p.c.Capacity() != 0 {
+				t.Errorf("%s, %s: %v, want %v", name, how, p.reset, want)
+			}
+		}
 	}
 }
 

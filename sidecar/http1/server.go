@@ -76,6 +76,7 @@ type ServerConn struct {
 	feeding  bool
 	draining bool
 	aborted  bool
+	told     bool // of what Refuse answers, a stream has heard
 }
 
 // NewServer returns the codec of an accepted connection.
@@ -104,7 +105,8 @@ func (c *ServerConn) Feed(p []byte) (n int, err error) {
 		n += k
 		if e != nil {
 			c.feeding = false
-			c.fail(message.ProtocolError)
+			c.told = c.r != nil
+			c.fail(e.reset())
 			return n, e
 		}
 		if n == len(p) || k == 0 {
@@ -313,11 +315,12 @@ func (c *ServerConn) misuse() {
 }
 
 // Refuse answers a request that was not taken, or is not here in time, with a bare
-// response, and ends the connection: see End. It says whether there was one to
-// be answered, for the log: else a response was begun. sent is the length of the content.
+// response, and ends the connection: see End. It says whether there was one that no
+// stream stands for, for the log: else a response was begun, or a stream was reset, which
+// logs it with the status that it gets here. sent is the length of the content.
 func (c *ServerConn) Refuse(k failure.Kind) (refused bool, status, sent int) {
 	if !c.answered {
-		refused, status = true, failure.Of(k).Status
+		refused, status = !c.told, failure.Of(k).Status
 		sent = c.refuse(status)
 	}
 	c.shut()
@@ -355,7 +358,7 @@ func (c *ServerConn) EOF() {
 		c.tunnelDone(epoch)
 		return
 	}
-	c.fail(message.RemoteReset)
+	c.fail(message.ConnectionClosed)
 }
 
 // Closed says that the connection is gone.

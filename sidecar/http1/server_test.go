@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -113,7 +114,7 @@ func TestAClientThatGoesAwayResetsTheStream(t *testing.T) {
 		p := newPeer(t, nil)
 		p.feed(raw, 1000)
 		p.c.EOF()
-		if p.reset != message.RemoteReset || !over(p.c) {
+		if p.reset != message.ConnectionClosed || !over(p.c) {
 			t.Errorf("%s: reset %v", name, p.reset)
 		}
 		p.s.Head(head(":status", "200"), true) // without effect
@@ -291,6 +292,20 @@ func TestRefuseAnswersOnce(t *testing.T) {
 	p.c.Refuse(failure.BadRequest)
 	if got := p.out.take(); got != want {
 		t.Errorf("sent %q", got)
+	}
+
+	// Where the content is wrong, the stream knows of it: it is no request more.
+	for raw, why := range map[string]message.Reason{
+		"x":                                    message.ProtocolError,
+		"0\r\na: " + strings.Repeat("b", 1000): message.HeaderTooLarge,
+	} {
+		p = newPeer(t, &Options{MaxHeaderBytes: 500})
+		p.feed("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", 1000)
+		_, err = p.feed(raw, 2000)
+		refused, status, _ = p.c.Refuse(err.(*Error).Kind)
+		if got := p.out.take(); refused || !strings.HasPrefix(got, fmt.Sprint("HTTP/1.1 ", status)) || !over(p.c) || p.reset != why {
+			t.Errorf("%.9q: sent %q, a request more: %v, reset %v", raw, got, refused, p.reset)
+		}
 	}
 
 	// In the middle of a response nothing can be said.

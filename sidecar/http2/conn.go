@@ -382,13 +382,7 @@ func (c *Conn) Refuse(failure.Kind) (refused bool, status, sent int) {
 }
 
 // EOF says that the peer sends nothing more.
-func (c *Conn) EOF() {
-	if c.server {
-		c.Closed(message.RemoteReset)
-	} else {
-		c.Closed(message.ConnectionClosed)
-	}
-}
+func (c *Conn) EOF() { c.Closed(message.ConnectionClosed) }
 
 // Closed says that the transport ended: every
 // open stream ends, and nothing is written any more. Only a response that is
@@ -403,8 +397,6 @@ func (c *Conn) Closed(why message.Reason) {
 			s.settle()
 		case s.id == 0:
 			s.end(message.Refused) // it was never sent
-		case why == message.ConnectionClosed && s.begun:
-			s.end(message.RemoteReset)
 		default:
 			s.end(why)
 		}

@@ -279,7 +279,7 @@ func (k *connection) drain() {
 	case k.http != nil:
 		k.http.drain()
 	case k.tcp != nil:
-		// A TCP connection is under way as long as it is open; it ends by itself, or at the end of the drain time.
+		// A TCP connection is under way as long as it is open; it ends by itself, or with the process at the end of --drain-time-s.
 	default:
 		// Its client came before, and has not said everything yet.
 		k.leaving = true

@@ -38,7 +38,7 @@ type httpServer struct {
 	head  *loop.Timer // request_headers_timeout, stream_idle_timeout: runs from the first byte of a head to its last
 	stall *loop.Timer // stream_idle_timeout, for responses that are complete here and wait for the client
 	life  *loop.Timer // max_connection_duration
-	grace *loop.Timer // drain_timeout: between the two steps of the codec's Drain, and to the forced end
+	grace *loop.Timer // between the two steps of the codec's Drain
 	sweep *loop.Timer // what the codec ends by time: see stall.go
 }
 
@@ -108,14 +108,14 @@ func (h *httpServer) Data(p []byte) int {
 		h.start(id)
 	}
 	n, err := h.codec.Feed(p)
+	if err != nil {
+		h.stats.Inc(stream.StatCxProtocolError)
+	}
 	if h.closing {
 		return len(p)
 	}
-	if err != nil {
-		h.stats.Inc(stream.StatCxProtocolError)
-		if r, ok := err.(codec.Refusal); ok {
-			h.refuse(r.Failure())
-		}
+	if r, ok := err.(codec.Refusal); ok {
+		h.refuse(r.Failure())
 	}
 	if h.codec.End() != message.Open {
 		h.end()
@@ -141,7 +141,7 @@ func (h *httpServer) Data(p []byte) int {
 
 // refuse ends the request whose head is not one, or takes too long, and with it the connection.
 func (h *httpServer) refuse(k failure.Kind) {
-	// Where a response was begun, its stream has the line in the log.
+	// Where a stream was made, it has the line in the log.
 	if refused, status, sent := h.codec.Refuse(k); refused {
 		h.refused(k, status, sent)
 	}
@@ -282,6 +282,11 @@ func (h *httpServer) graceTime() time.Duration {
 func (h *httpServer) graceOver() {
 	defer h.k.Worker.Guard(h.k.conn)
 	if h.closing {
+		return
+	}
+	if h.codec != nil && !h.proto.Multiplexed && scheduled(h.head) {
+		// A request is on its way, and has its time. HTTP/1 cannot say, as GOAWAY does, that it
+		// was not processed: it is answered, and the connection ends with its response.
 		return
 	}
 	h.endIdle()

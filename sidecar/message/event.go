@@ -47,12 +47,12 @@ type Sender interface {
 type Reason uint8
 
 const (
-	// RemoteReset: the peer reset this stream, or broke the connection in the middle of the message.
+	// RemoteReset: the peer reset this stream.
 	RemoteReset Reason = iota + 1
 	// Refused: the peer said that it did not process the request
 	// (REFUSED_STREAM, or a GOAWAY below this stream); safe to retry.
 	Refused
-	// ConnectionClosed: the connection ended before any byte of a response.
+	// ConnectionClosed: the connection ended; a response of HTTP/1 that this cuts is a ProtocolError.
 	ConnectionClosed
 	// ConnectFailure: no connection could be made; the request was not sent.
 	ConnectFailure
@@ -66,7 +66,8 @@ const (
 	Overflow
 	// TLSFailure: the handshake failed, or the peer's identity was not accepted.
 	TLSFailure
-	// HeaderTooLarge: the head has more bytes or fields than the peer takes, and was not sent.
+	// HeaderTooLarge: the head has more bytes or fields than the peer takes, and was not sent; to a server, the
+	// trailers have more than this side takes.
 	HeaderTooLarge
 )
 
@@ -80,7 +81,7 @@ var reasons = [...]string{
 	LocalReset:       "local reset",
 	Overflow:         "overflow",
 	TLSFailure:       "TLS failure",
-	HeaderTooLarge:   "head too large for the peer",
+	HeaderTooLarge:   "head too large",
 }
 
 func (r Reason) String() string {

@@ -131,8 +131,9 @@ func (r *router) Done(_ *exchange.Exchange, o exchange.Outcome) {
 			s.fail(o.Failure())
 		}
 	case s.response == responseOpen:
-		s.Flags |= failure.Of(o.Failure()).Flags
-		s.setDetails("upstream_reset_after_response_started{" + o.Reason.String() + "}")
+		f := failure.Of(o.Failure())
+		s.Flags |= f.Flags
+		s.Details = f.AfterHead()
 		s.resetDown(message.RemoteReset)
 	case s.response == responseNone && s.retryReset(o.Reason):
 	default:

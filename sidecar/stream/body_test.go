@@ -124,14 +124,15 @@ func TestAnUpstreamThatBreaksOff(t *testing.T) {
 		send   string
 		status int
 		flags  string
+		detail string
 		reset  bool
 	}{
-		"before a byte":        {"", 503, "UC", false},
-		"in the head":          {"HTTP/1.1 200 OK\r\n", 503, "UR", false},
-		"in the body":          {"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab", 200, "UR", true},
-		"with nonsense":        {"nonsense\r\n\r\n", 502, "UPE", false},
-		"with nonsense, later": {"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", 200, "UPE", true},
-		"after a 103":          {"HTTP/1.1 103 Early Hints\r\n\r\n", 503, "UR", false},
+		"before a byte":        {"", 503, "UC", "before_response_started{connection_termination}", false},
+		"in the head":          {"HTTP/1.1 200 OK\r\n", 502, "UPE", "before_response_started{protocol_error}", false},
+		"in the body":          {"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab", 200, "UPE", "after_response_started{protocol_error}", true},
+		"with nonsense":        {"nonsense\r\n\r\n", 502, "UPE", "before_response_started{protocol_error}", false},
+		"with nonsense, later": {"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", 200, "UPE", "after_response_started{protocol_error}", true},
+		"after a 103":          {"HTTP/1.1 103 Early Hints\r\n\r\n", 503, "UC", "before_response_started{connection_termination}", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := streamtest.New(t, 1)
@@ -146,8 +147,39 @@ func TestAnUpstreamThatBreaksOff(t *testing.T) {
 			if client.Status != c.status || (client.Reset != 0) != c.reset || logs.All[0].Flags != c.flags {
 				t.Errorf("%d, reset %v, %+v", client.Status, client.Reset, logs.All[0])
 			}
+			if got := logs.All[0].Details; got != "upstream_reset_"+c.detail {
+				t.Errorf("details %s", got)
+			}
 			if n := r.ClusterStat(upstream.StatRqRxReset); n != 1 {
 				t.Errorf("counted %d times", n)
+			}
+		})
+	}
+}
+
+func TestTheLogSaysHowAStreamEndedWhoseResponseHadBegun(t *testing.T) {
+	for name, c := range map[string]struct {
+		end  func(r *streamtest.Rig, c *streamtest.Client)
+		want string
+	}{
+		"the client goes":                        {func(_ *streamtest.Rig, c *streamtest.Client) { c.Stream.Reset(message.ConnectionClosed) }, "downstream_remote_disconnect DC"},
+		"the client resets":                      {func(_ *streamtest.Rig, c *streamtest.Client) { c.Stream.Reset(message.RemoteReset) }, "downstream_remote_reset DR"},
+		"the client breaks HTTP":                 {func(_ *streamtest.Rig, c *streamtest.Client) { c.Stream.Reset(message.ProtocolError) }, "downstream_protocol_error DPE"},
+		"the codec cannot send what it is given": {func(_ *streamtest.Rig, c *streamtest.Client) { c.Stream.Reset(message.LocalReset) }, "local_reset LR"},
+		"nothing comes any more":                 {func(r *streamtest.Rig, _ *streamtest.Client) { r.Advance(2 * time.Minute) }, "stream_idle_timeout SI"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := streamtest.New(t, 1)
+			r.Manager.StreamIdle = time.Minute
+			logs := logged(r)
+			client := r.Get("/")
+			l := r.Hosts[0].Accept()
+			l.Head()
+			l.Send("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab")
+			r.Until("the response began", func() bool { return client.Body == "ab" })
+			c.end(r, client)
+			if got := strings.TrimSpace(logs.String()); got != c.want || logs.All[0].Status != 200 {
+				t.Errorf("log %q, want %q", got, c.want)
 			}
 		})
 	}

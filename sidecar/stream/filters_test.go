@@ -4,12 +4,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"sallyport/sidecar/message"
 	"sallyport/sidecar/route"
 	"sallyport/sidecar/stream"
 	"sallyport/sidecar/stream/chain"
 	"sallyport/sidecar/stream/streamtest"
+	"sallyport/sidecar/upstream"
 )
 
 // script is a filter made of functions; those that are nil let events go on.
@@ -227,10 +229,37 @@ func TestAFilterThatAnswersTooLateResetsTheStream(t *testing.T) {
 	if client.Status != 200 || client.Body != "good" || client.Reset == 0 {
 		t.Errorf("%d %q, reset %v", client.Status, client.Body, client.Reset)
 	}
-	if e := logs.All[0]; e.Details != "via_upstream" || r.Stat(stream.StatRqTxReset) != 1 {
+	if e := logs.All[0]; e.Details != "found_bad" || r.Stat(stream.StatRqTxReset) != 1 {
 		t.Errorf("%+v", e)
 	}
 	l.Ended()
+}
+
+// TestAFilterThatEndsTheResponseEndsTheStream: the codec has all of it, and may give what stood for the stream to
+// another request.
+func TestAFilterThatEndsTheResponseEndsTheStream(t *testing.T) {
+	for _, version := range []message.Version{message.HTTP11, message.HTTP2} {
+		r := streamtest.New(t, 1).Filters(&script{responseData: func(c stream.Context, _ []byte, _ bool) ([]byte, stream.Verdict) {
+			c.Inject([]byte("mine"), true)
+			return nil, stream.Continue
+		}})
+		r.Manager.StreamIdle = time.Minute
+		logs := logged(r)
+		client := r.Begin(version, streamtest.Head("GET", "/"), true)
+		l := r.Hosts[0].Accept()
+		l.Head()
+		l.Send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n")
+		client.Want(200, "mine")
+		r.Settle()
+		if r.Finished != 1 || r.ClusterStat(upstream.StatRqTxReset) != 1 {
+			t.Errorf("%v: %d streams are over, %d requests of the upstream are given up", version, r.Finished, r.ClusterStat(upstream.StatRqTxReset))
+		}
+		r.Advance(2 * time.Minute)
+		l.Ended()
+		if client.Dropped || len(logs.All) != 1 || logs.All[0].Flags != "-" || logs.All[0].Details != "via_upstream" {
+			t.Errorf("%v: dropped %v, log %+v", version, client.Dropped, logs.All)
+		}
+	}
 }
 
 func TestAResponseThatIsHeldPausesTheUpstream(t *testing.T) {
@@ -290,7 +319,7 @@ func TestAStreamThatEndsWhileAFilterHoldsIsOver(t *testing.T) {
 				t.Errorf("done %d times, %d streams over", done, r.Finished)
 			}
 			want := map[string]string{"the client goes": "downstream_remote_disconnect DC", "the client resets": "downstream_remote_reset DR",
-				"the client breaks HTTP": "downstream_protocol_error DPE", "the filter itself replies": "test -"}[name]
+				"the client breaks HTTP": "http1.codec_error DPE", "the filter itself replies": "test -"}[name]
 			if got := strings.TrimSpace(logs.String()); got != want {
 				t.Errorf("log %q, want %q", got, want)
 			}
@@ -457,6 +486,49 @@ func TestWhatANewPolicyForbidsEnds(t *testing.T) {
 			client.Stream.Recheck() // of a stream that is over
 		})
 	}
+}
+
+// TestAllStreamsAreAskedAbout though others end meanwhile: what one that is ended leaves to HTTP/2's other streams may
+// be all that these waited for.
+func TestAllStreamsAreAskedAbout(t *testing.T) {
+	for ended := range 4 {
+		var list stream.List
+		var clients []*streamtest.Client
+		var asked []string
+		r := streamtest.New(t, 1)
+		r.Filters(&witness{func(c stream.Context, h *message.Head) {
+			asked = append(asked, string(h.Get(message.Path)))
+			if len(asked) == 2 {
+				clients[ended].Stream.Reset(message.ConnectionClosed)
+				list.Remove(clients[ended].Stream)
+			}
+		}})
+		for _, path := range []string{"/0", "/1", "/2", "/3"} {
+			c := r.Get(path)
+			list.Add(c.Stream)
+			clients = append(clients, c)
+			r.Hosts[0].Accept().Head()
+		}
+		list.Recheck() // the last that came is the first
+		want := []string{"/3", "/2", "/1", "/0"}
+		if ended < 2 {
+			want = slices.Delete(want, 3-ended, 4-ended)
+		}
+		if !slices.Equal(asked, want) {
+			t.Errorf("with the end of /%d: %q were asked about, want %q", ended, asked, want)
+		}
+	}
+}
+
+// witness is a filter that is told what is asked, and allows it.
+type witness struct {
+	asked func(c stream.Context, h *message.Head)
+}
+
+func (*witness) Name() string { return "witness" }
+func (w *witness) Recheck(c stream.Context, h *message.Head) (bool, string) {
+	w.asked(c, h)
+	return true, ""
 }
 
 func reroute(r *streamtest.Rig, override string) {

@@ -261,22 +261,39 @@ func (s *Stream) Reset(r message.Reason) {
 		return
 	}
 	defer s.guard()
+	unanswered := s.response < responseOpen
 	s.request, s.response = requestReset, responseReset
 	switch r {
-	case message.ProtocolError:
-		s.Flags |= failure.DPE
-		s.setDetails("downstream_protocol_error")
+	case message.ProtocolError, message.HeaderTooLarge:
+		s.brokenBy(r, unanswered)
 	case message.RemoteReset:
 		s.Flags |= failure.DR
-		s.setDetails("downstream_remote_reset")
+		s.Details = "downstream_remote_reset"
+	case message.LocalReset: // the codec cannot send what it was given, or the client does not take it
+		s.Flags |= failure.LR
+		s.Details = "local_reset"
 	default:
 		s.Flags |= failure.DC
-		s.setDetails("downstream_remote_disconnect")
+		s.Details = "downstream_remote_disconnect"
 	}
 	if s.Manager != nil {
 		s.Manager.Stats.At(s.worker.ID()).Inc(StatRqRxReset)
 	}
 	s.finish()
+}
+
+// brokenBy notes that the rest of the request was wrong. HTTP/1's codec answers that where nothing was answered.
+func (s *Stream) brokenBy(r message.Reason, unanswered bool) {
+	s.Flags |= failure.DPE
+	if !unanswered || s.Protocol.Multiplexed() {
+		s.Details = "downstream_protocol_error"
+		return
+	}
+	k := failure.BadRequest
+	if r == message.HeaderTooLarge {
+		k = failure.HeadTooLarge
+	}
+	s.Status, s.Details = failure.Of(k).Status, failure.Of(k).Details
 }
 
 // Drained is the codec's word that the client takes bytes again.
@@ -308,16 +325,11 @@ func (s *Stream) release(why uint8) {
 	}
 }
 
-func (s *Stream) setDetails(d string) {
-	if s.Details == "" {
-		s.Details = d
-	}
-}
-
-// settle ends a stream whose response is complete, when nothing of it is under
-// way any more.
+// settle ends a stream whose response is complete. What still comes from the
+// upstream, where a filter has ended the response, is of no use to anyone; and what
+// stood for the stream in the codec may be another request's soon.
 func (s *Stream) settle() {
-	if s.response == responseWhole && !s.try.Live() {
+	if s.response == responseWhole && !(s.try.Live() && s.try.Answered()) {
 		s.finish()
 	}
 }

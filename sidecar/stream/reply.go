@@ -62,7 +62,7 @@ func (s *Stream) answer(r reply) {
 	}
 	s.Flags |= r.flags
 	if s.response >= responseOpen {
-		s.setDetails(r.details)
+		s.Details = r.details
 		s.resetDown(message.LocalReset)
 		return
 	}

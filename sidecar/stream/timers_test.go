@@ -45,14 +45,14 @@ func TestTheTimersOfAStream(t *testing.T) {
 		"stream_idle_timeout within the response": {
 			set: func(r *streamtest.Rig) { r.Manager.StreamIdle = time.Second }, after: time.Second,
 			begin:  func(e *exchange) { e.link.Send("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab"); e.r.Settle() },
-			status: 0, flags: "SI", detail: "via_upstream", stat: stream.StatRqIdleTimeout},
+			status: 0, flags: "SI", detail: "stream_idle_timeout", stat: stream.StatRqIdleTimeout},
 		"the route's timeout": {
 			set: func(r *streamtest.Rig) { r.Route.Forward.Timeout = 2 * time.Second }, after: 2 * time.Second,
 			status: 504, flags: "UT", detail: "response_timeout", stat: -upstream.StatRqTimeout},
 		"the route's timeout within the response": {
 			set: func(r *streamtest.Rig) { r.Route.Forward.Timeout = 2 * time.Second }, after: 2 * time.Second,
 			begin:  func(e *exchange) { e.link.Send("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab"); e.r.Settle() },
-			status: 0, flags: "UT", detail: "via_upstream", stat: -upstream.StatRqTimeout},
+			status: 0, flags: "UT", detail: "response_timeout", stat: -upstream.StatRqTimeout},
 		"per_try_timeout": {
 			set: func(r *streamtest.Rig) { r.Route.Forward.Retry = &route.Retry{PerTry: time.Second} }, after: time.Second,
 			status: 504, flags: "UT", detail: "upstream_per_try_timeout", stat: -upstream.StatRqPerTryTimeout},
@@ -67,7 +67,7 @@ func TestTheTimersOfAStream(t *testing.T) {
 		"per_try_idle_timeout within the response": {
 			set: func(r *streamtest.Rig) { r.Route.Forward.Retry = &route.Retry{PerTryIdle: time.Second} }, after: time.Second,
 			begin:  func(e *exchange) { e.link.Send("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab"); e.r.Settle() },
-			status: 0, flags: "SI", detail: "via_upstream", stat: -upstream.StatRqPerTryIdleTimeout},
+			status: 0, flags: "SI", detail: "upstream_per_try_idle_timeout", stat: -upstream.StatRqPerTryIdleTimeout},
 		"max_stream_duration after the request": {
 			set: func(r *streamtest.Rig) { r.Manager.MaxStream = time.Second }, after: time.Second,
 			status: 504, flags: "DT", detail: "max_duration_timeout", stat: stream.StatRqMaxDuration},

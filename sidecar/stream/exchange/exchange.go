@@ -102,6 +102,9 @@ func (x *Exchange) Live() bool { return x.phase != idle }
 // Responded says that any part of a response has come.
 func (x *Exchange) Responded() bool { return x.response > nothing }
 
+// Answered says that the whole response has come: Done follows within the event that brought its end.
+func (x *Exchange) Answered() bool { return x.response == whole }
+
 // Headed says that the request's head was sent.
 func (x *Exchange) Headed() bool { return x.request >= headed }
 
