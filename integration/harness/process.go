@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -260,21 +261,22 @@ var ports struct {
 }
 
 // FreePort returns a TCP port of 127.0.0.1 on which nothing listens, and which was not handed out before by this
-// process, so that two programs started at once do not meet on it.
+// process, so that two programs started at once do not meet on it. The kernel gives it to no connection before it is
+// listened on: it is below the ports from which connections get theirs.
 func FreePort(t testing.TB) int {
 	t.Helper()
 	ports.Lock()
 	defer ports.Unlock()
 	for range 1000 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		l.Close()
+		port := lowestPort + rand.IntN(firstEphemeral()-lowestPort)
 		if ports.given[port] {
 			continue
 		}
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		l.Close()
 		if ports.given == nil {
 			ports.given = map[int]bool{}
 		}
@@ -284,6 +286,24 @@ func FreePort(t testing.TB) int {
 	t.Fatal("no free port")
 	return 0
 }
+
+const lowestPort = 10240 // below are those of well-known services
+
+// firstEphemeral is the first of the ports from which connections get theirs, or what is usual where that is too low.
+var firstEphemeral = sync.OnceValue(func() int {
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		panic(err)
+	}
+	first, err := strconv.Atoi(strings.Fields(string(text))[0])
+	if err != nil {
+		panic(err)
+	}
+	if first <= lowestPort {
+		first = 32768
+	}
+	return first
+})
 
 // FreeAddr is FreePort as host:port.
 func FreeAddr(t testing.TB) string {

@@ -134,6 +134,7 @@ type Conn struct {
 	flushing   bool // TurnEnd is registered
 	turning    bool // Turn is registered
 	noSplice   bool
+	endOnReset bool
 	spared     bool   // TCP, perhaps: see Accelerator
 	held       bool   // must not be sent to until the peer has read
 	slot       uint16 // in the Accelerator
@@ -213,6 +214,11 @@ func (c *Conn) SetMarks(high, low int) {
 // the handler's protocol needs to have at once, and may be more than the limit of
 // the output. Without it, or where it is less, that is the limit of both.
 func (c *Conn) SetInputLimit(n int) { c.keep = int32(min(n, math.MaxInt32)) }
+
+// EndOnReset is for a server: its connection ends as soon as the client has reset it, or takes no output any more, whatever
+// input waits. Nobody takes the answers to that. Otherwise input is read to its end first: a peer that was dialed may have
+// answered before it went.
+func (c *Conn) EndOnReset() { c.endOnReset = true }
 
 // SetHandshakeTimeout is for the next StartTLSServer; 0 is DefaultHandshakeTimeout. A connection that was dialed has
 // DialOptions.ConnectTimeout instead.

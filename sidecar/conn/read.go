@@ -38,6 +38,9 @@ func (s *source) Event(ev loop.Events) {
 	}
 	if ev&(loop.RdHup|loop.Err|loop.Hup) != 0 {
 		c.hup = true
+		if ev&loop.Err != 0 && c.endOnReset {
+			c.failed()
+		}
 		c.probe()
 	}
 	c.pump()
@@ -303,10 +306,7 @@ func (c *Conn) probe() {
 		return
 	}
 	if c.eof {
-		// The reading half ended before; only an error is news.
-		if err := socketError(c.fd); err != nil {
-			c.close(fmt.Errorf("connection: %w", err))
-		}
+		c.failed() // the reading half ended before; only an error is news
 		return
 	}
 	if c.paused == 0 || c.pumping || c.kept.Len() > 0 || c.sec != nil && c.sec.waits() {
@@ -321,6 +321,16 @@ func (c *Conn) probe() {
 		c.deliverEOF()
 	default:
 		c.readFailed(errno)
+	}
+}
+
+// failed ends the connection if its socket has an error.
+func (c *Conn) failed() {
+	if c.closed || c.lingering || !c.open || c.h == nil {
+		return
+	}
+	if err := socketError(c.fd); err != nil {
+		c.close(fmt.Errorf("connection: %w", err))
 	}
 }
 

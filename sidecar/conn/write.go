@@ -118,7 +118,7 @@ func (c *Conn) writeFailed(err error) {
 		c.close(c.err)
 		return
 	}
-	if !brokenPipe(err) || c.eof {
+	if !brokenPipe(err) || c.eof || c.endOnReset {
 		c.close(err)
 		return
 	}

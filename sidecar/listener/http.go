@@ -58,6 +58,7 @@ func (h *httpServer) Connected() {
 	}
 	// The limits of heads and frames are the codec's, which answers what exceeds them.
 	h.k.conn.SetInputLimit(m.InputLimit())
+	h.k.conn.EndOnReset()
 	h.since = h.k.Worker.Now()
 	if m.ConnectionIdle > 0 {
 		h.k.Worker.Schedule(&h.idle, m.ConnectionIdle)
