@@ -126,6 +126,9 @@ type Worker struct {
 	running []func() // the queue being run; reused
 	ran     int
 
+	yieldEvery time.Duration // see yield
+	yielded    int64
+
 	owner invariants.Owner
 }
 
@@ -144,7 +147,7 @@ func NewWithClock(id int, clock func() time.Time) (*Worker, error) {
 		unix.Close(epfd)
 		return nil, fmt.Errorf("worker %d: eventfd: %w", id, err)
 	}
-	w := &Worker{id: id, epfd: epfd, event: event, clock: clock, free: -1}
+	w := &Worker{id: id, epfd: epfd, event: event, clock: clock, free: -1, yieldEvery: yieldEvery}
 	w.pool.Owner, w.wheel.owner = &w.owner, &w.owner
 	w.start = clock()
 	w.now = w.start
@@ -328,9 +331,28 @@ func (w *Worker) Run() {
 	w.owner.Bind()
 	defer w.owner.Release()
 	for !w.stopped.Load() {
+		w.yield()
 		w.turn(-1)
 	}
 	w.Close()
+}
+
+// yieldEvery is half of what Go's scheduler gives a goroutine at a time (forcePreemptNS, 10 ms).
+const yieldEvery = 5 * time.Millisecond
+
+// yield goes once through Go's scheduler, which otherwise never sees a worker: a goroutine that is locked to its thread,
+// and whose system calls do not block, is not scheduled again in its life.
+//
+// Go's monitor thread (sysmon; runtime/proc.go, retake, read in Go 1.26) takes a P whose schedtick has not changed for
+// 10 ms for one that somebody hogs. It cannot preempt it, since there is no other goroutine in the way; but it takes the P
+// away in each system call that it meets, the sleep in epoll_wait among them, and as long as it finds a P to take
+// it sleeps for 20 µs only, up to 3,000 times a second. At a thousand requests a second that costs as much as the
+// requests do: docs/performance.md has the figures. TestGosMonitorRests says whether it is still so.
+func (w *Worker) yield() {
+	if w.yieldEvery > 0 && w.nowMono-w.yielded >= int64(w.yieldEvery) {
+		w.yielded = w.nowMono
+		runtime.Gosched()
+	}
 }
 
 // Close ends a worker that was stepped by hand; Run does it by itself.
