@@ -94,7 +94,6 @@ func (s *Stream) clear() {
 	s.answered, s.direct, s.tunnel, s.crashed, s.over = false, false, false, false, false
 	s.held = 0
 	s.asked.Clear()
-	s.body.Clear()
 	s.pick = upstream.Pick{}
 	clear(s.avoid[:])
 	s.cluster, s.forward, s.weighted = nil, nil, nil
