@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
@@ -92,6 +93,10 @@ func hangUp(t *testing.T, p *harness.Process) {
 }
 
 func TestATerminalThatGoesAwayEndsNoService(t *testing.T) {
+	// Where this test itself runs under nohup, its children would ignore the signal: what is caught here is not ignored there.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP)
+	defer signal.Stop(caught)
 	t.Run("sidecar", func(t *testing.T) {
 		one := harness.NewBackend(t, "one").HTTP1()
 		hangUp(t, harness.NewSidecar(t).Bootstrap(small(t)).Backend("one", one).Run().Process)

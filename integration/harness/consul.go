@@ -104,6 +104,10 @@ func (c *ConsulAgent) start() {
 		if err == nil && len(nodes) == 0 {
 			err = errors.New("the catalog is still empty")
 		}
+		if err == nil {
+			// A new leader refuses to write intentions for a moment; to delete none is what shows it without a trace.
+			_, err = c.Client.Connect().IntentionDeleteExact("none", "none", nil)
+		}
 		return err
 	})
 }
