@@ -16,7 +16,9 @@ FUZZTIME ?= 20s
 RUN ?=
 BENCH ?=
 SOAK ?= 10m
-# What is run a second time against a binary with the race detector.
+# What owns sockets: its unit tests run with io_uring, and without.
+SOCKETS = ./sidecar/conn ./sidecar/upstream ./sidecar/listener
+# What is run a second time against a binary with the race detector, and there without io_uring.
 RACY := TestSameAnswersAsEnvoy|TestHTTP2Conformance
 
 .PHONY: help build check test lint unit integration test-k8s bench soak pgo demo fmt fuzz tools generate golden clean
@@ -44,13 +46,14 @@ lint: ## gofmt, vet, staticcheck
 unit: build ## unit tests with the assertions of sidecar/invariants, and with the race detector where there is a C compiler
 	@[ -n "$(HAVE_CC)" ] || echo "race detector: not used: no C compiler (Debian: apt-get install gcc); the unit tests run without it"
 	$(if $(HAVE_CC),CGO_ENABLED=1) $(GO) test $(RACE) -tags invariants $(UNIT)
+	SALLYPORT_IO_URING=off $(if $(HAVE_CC),CGO_ENABLED=1) $(GO) test $(RACE) -tags invariants $(SOCKETS)
 
 # Run inside the folder, so that go test shows the summary of what was not run. RUN=regexp picks tests.
 integration: build tools ## black-box tests of the binary with real Envoy, Consul, h2spec (RUN=regexp for some)
 	$(if $(RUN),,cd integration/harness && $(GO) test -count=1)
 	$(if $(RUN),,cd integration/bench && $(GO) test -count=1 ./...)
 	cd integration && $(GO) test -count=1 -timeout 25m $(if $(RUN),-run '$(RUN)')
-	$(if $(RUN),,$(if $(HAVE_CC),cd integration && SALLYPORT_RACE=1 $(GO) test -count=1 -timeout 10m -run '$(RACY)'))
+	$(if $(RUN),,$(if $(HAVE_CC),cd integration && SALLYPORT_RACE=1 SALLYPORT_IO_URING=off $(GO) test -count=1 -timeout 10m -run '$(RACY)'))
 
 test-k8s: build ## the admission webhook, the installation and attestation with a real Kubernetes API server (RUN=regexp for some)
 	@integration/tools/install.sh etcd kube-apiserver

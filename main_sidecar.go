@@ -24,6 +24,7 @@ import (
 	"sallyport/sidecar/panics"
 	"sallyport/sidecar/probe"
 	"sallyport/sidecar/register"
+	"sallyport/sidecar/ring"
 )
 
 // sidecarFlags are shared by the commands that run the data plane.
@@ -33,6 +34,7 @@ type sidecarFlags struct {
 	mode  string
 	drain int
 	spare string
+	ring  string
 }
 
 func (f *sidecarFlags) add(fs *pflag.FlagSet) {
@@ -40,6 +42,7 @@ func (f *sidecarFlags) add(fs *pflag.FlagSet) {
 	fs.StringVarP(&f.level, "log-level", "l", "info", "trace, debug, info, warning, error, critical or off")
 	fs.IntVar(&f.drain, "drain-time-s", 5, "seconds that connections have to end after SIGTERM")
 	fs.StringVar(&f.o.Zone, "service-zone", "", "zone of the node")
+	fs.StringVar(&f.ring, "io-uring", "auto", "make the system calls of a moment in one, by io_uring: auto, on or off")
 	fs.StringVar(&f.spare, "accelerate", "off", "pass bytes to and from applications of this host by BPF instead of TCP: auto, on or off")
 	fs.StringVar(&f.o.Accelerate.Cgroup, "accelerate-cgroup", "", "folder of the cgroup v2 that holds the application (default: the sidecar's own)")
 	fs.StringVar(&f.o.CacheDir, "cache-dir", "", "folder (0700) that keeps the last good configuration over a restart, but for what may hold a secret")
@@ -87,6 +90,9 @@ func (f *sidecarFlags) finish(fs *pflag.FlagSet, stderr *logging.Output) (err er
 		return fmt.Errorf("--concurrency %d: must not be negative", f.o.Concurrency)
 	}
 	if f.o.Accelerate.Mode, err = accelerate.ParseMode(f.spare); err != nil {
+		return err
+	}
+	if f.o.IOUring, err = ring.ParseMode(f.ring); err != nil {
 		return err
 	}
 	f.o.DrainTime = max(time.Duration(f.drain)*time.Second, time.Millisecond)

@@ -37,6 +37,7 @@ import (
 	"sallyport/sidecar/metric"
 	"sallyport/sidecar/panics"
 	"sallyport/sidecar/probe"
+	"sallyport/sidecar/ring"
 	"sallyport/sidecar/route"
 	"sallyport/sidecar/secret"
 	"sallyport/sidecar/telemetry"
@@ -73,6 +74,8 @@ type Options struct {
 	Progress func(reason string)
 	// Reopen has the files of access logs opened again, at each signal that comes; nil: never.
 	Reopen <-chan os.Signal
+	// IOUring has the workers make their system calls in batches.
+	IOUring ring.Mode
 	// Accelerate is for the hops between this process and applications of the same host.
 	Accelerate accelerate.Options
 	Log        *slog.Logger
@@ -215,6 +218,9 @@ func (p *process) start() error {
 	}
 	if p.o.DroppedLines != nil {
 		p.metrics.Outside("server.dropped_log_lines", p.o.DroppedLines)
+	}
+	if err := p.batch(); err != nil {
+		return err
 	}
 	if err := p.accelerate(); err != nil {
 		return err

@@ -18,7 +18,7 @@
 //     which prints at the end what was not run. Under CI=true an absent tool fails the test, unless the installer
 //     noted in .tools/missing why it could not be had.
 //   - binary.go: Binary(t), the path of sallyport, built once per test run. SALLYPORT_BIN names another binary,
-//     SALLYPORT_RACE=1 builds with the race detector. Run(t, args…) runs it to its end and returns what it said.
+//     SALLYPORT_RACE=1 builds with the race detector; SALLYPORT_IO_URING is the --io-uring of all sidecars and edges. Run(t, args…) runs it to its end and returns what it said.
 //   - process.go: Command{…}.Start(t) and Process: WaitLog, Log, Signal, Stop, Kill, WaitExit. Eventually and Within.
 //   - backend.go, backend_h2.go: NewBackend(t, name).HTTP1(), .H2C(), .TCP(). A backend answers "200, its name" until it
 //     is given a Script of raw replies or a Handle function; Requests and Take return what it got, byte for byte.

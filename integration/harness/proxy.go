@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -23,6 +24,8 @@ type ProxyBuilder struct {
 	path  string
 	args  []string
 	out   *os.File
+
+	through func(args ...string) Command
 
 	bootstrap string
 	file      string
@@ -90,6 +93,12 @@ func (b *ProxyBuilder) Args(args ...string) *ProxyBuilder {
 // Stderr sends what the proxy writes to a file of the test's, in place of the log that is kept.
 func (b *ProxyBuilder) Stderr(f *os.File) *ProxyBuilder {
 	b.out = f
+	return b
+}
+
+// Through has a Program run the proxy: its arguments are the proxy's path and arguments.
+func (b *ProxyBuilder) Through(program func(args ...string) Command) *ProxyBuilder {
+	b.through = program
 	return b
 }
 
@@ -186,8 +195,17 @@ func (b *ProxyBuilder) Start() *Proxy {
 	if b.bootstrap != "" {
 		args = append(args[:len(args):len(args)], "-c", b.write())
 	}
+	if way := os.Getenv("SALLYPORT_IO_URING"); way != "" && !b.envoy {
+		// In front, so that a test's own word is the last.
+		args = slices.Insert(slices.Clone(args), 1, "--io-uring", way)
+	}
 	p := &Proxy{t: b.t, addrs: b.addrs}
-	p.Process = Command{Name: b.name, Path: b.path, Args: args, Stderr: b.out}.Start(b.t)
+	command := Command{Name: b.name, Path: b.path, Args: args, Stderr: b.out}
+	if b.through != nil {
+		by := b.through(append([]string{b.path}, args...)...)
+		command.Path, command.Args, command.Env = by.Path, by.Args, by.Env
+	}
+	p.Process = command.Start(b.t)
 	return p
 }
 

@@ -138,6 +138,7 @@ type Conn struct {
 	spared     bool   // TCP, perhaps: see Accelerator
 	held       bool   // must not be sent to until the peer has read
 	slot       uint16 // in the Accelerator
+	fetched    uint8  // 1 + where in the batch its input of this turn is, 0: nowhere
 }
 
 func newConn(w *loop.Worker) *Conn {

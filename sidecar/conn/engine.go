@@ -32,6 +32,7 @@ type engine struct {
 
 	pipes []*pipe // empty ones
 	accel *acceleration
+	batch *batch // nil without
 }
 
 type engineKey struct{}
@@ -98,4 +99,7 @@ func (e *engine) stop() {
 		p.close()
 	}
 	e.pipes = nil
+	if e.batch != nil {
+		e.batch.ring.Close()
+	}
 }

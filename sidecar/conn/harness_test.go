@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"sallyport/sidecar/loop"
+	"sallyport/sidecar/ring/ringtest"
 )
 
 // worker runs a Worker for one test.
@@ -33,6 +34,7 @@ func worker(t testing.TB) *loop.Worker {
 		w.Stop()
 		<-done
 	})
+	ringtest.Use(t, w, Batch)
 	return w
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"sallyport/sidecar/loop"
+	"sallyport/sidecar/ring/ringtest"
 )
 
 // survivor is a worker that goes on after panics, and their number.
@@ -32,6 +33,7 @@ func survivor(t *testing.T) (*loop.Worker, *atomic.Int64) {
 		w.Stop()
 		<-done
 	})
+	ringtest.Use(t, w, Batch)
 	return w, &panics
 }
 

@@ -135,28 +135,37 @@ done:
 	c.pumping = false
 }
 
-// recv reads once; ok is false when there was nothing to hand on.
-func (c *Conn) recv(p []byte) (n int, ok bool) {
+// recv reads once and returns what there was, in p or where the batch has read it before; ok is false when there was nothing to
+// hand on.
+func (c *Conn) recv(p []byte) (got []byte, ok bool) {
+	if c.fetched != 0 {
+		return c.received(c.e.batch.take(c))
+	}
 	r, _, errno := syscall.RawSyscall(unix.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	return c.received(p, int(r), errno)
+}
+
+// received is what a read of p has brought.
+func (c *Conn) received(p []byte, n int, errno syscall.Errno) (got []byte, ok bool) {
 	switch {
 	case errno == unix.EAGAIN:
 		c.readable = false
-		return 0, false
+		return nil, false
 	case errno == unix.EINTR:
-		return 0, false // still readable: the caller comes again
+		return nil, false // still readable: the caller comes again
 	case errno != 0:
 		c.readFailed(errno)
-		return 0, false
-	case r == 0:
+		return nil, false
+	case n == 0:
 		c.readable = false
 		c.eofPending = true
-		return 0, false
+		return nil, false
 	}
-	if int(r) < len(p) && !c.hup && !(c.spared && c.e.accel.Overlaps(c.slot)) {
+	if n < len(p) && !c.hup && !(c.spared && c.e.accel.Overlaps(c.slot)) {
 		// All there was: more makes a new edge (epoll(7), question 9).
 		c.readable = false
 	}
-	return int(r), true
+	return p[:n], true
 }
 
 func (c *Conn) readFailed(errno syscall.Errno) {
@@ -186,38 +195,49 @@ func (c *Conn) readOnce() {
 	}
 	p := c.e.scratch[:c.readSize(ReadSize)]
 	if c.sec == nil {
-		if n, ok := c.recv(p); ok {
-			c.read += uint64(n)
-			c.present(p[:n])
+		if got, ok := c.recv(p); ok {
+			c.read += uint64(len(got))
+			c.present(got)
 		}
 		return
 	}
 	if !c.open {
-		if n, ok := c.recv(p[:handshakeRead]); ok {
-			c.sec.feed(p[:n])
+		if got, ok := c.recv(p[:handshakeRead]); ok {
+			c.sec.feed(got)
 		}
-		if c.eofPending {
-			c.eofPending, c.eof = false, true
-			c.sec.feedEOF()
-		}
+		c.shakeEOF()
 		return
 	}
 	// Behind the piece of a record that was left over by the last read.
+	fetched := c.fetched != 0
 	m := copy(c.e.scratch, c.sec.rest.Bytes())
-	n, ok := c.recv(c.e.scratch[m : m+c.readSize(secureSize)])
-	if ok {
-		c.sec.rest.Release()
-		c.sec.decrypt(c.e.scratch[:m+n])
+	got, ok := c.recv(c.e.scratch[m : m+c.readSize(secureSize)])
+	if !ok {
+		return
+	}
+	switch {
+	case !fetched:
+		got = c.e.scratch[:m+len(got)]
+	case m > 0:
+		got = c.e.scratch[:m+copy(c.e.scratch[m:], got)]
+	}
+	c.sec.rest.Release()
+	c.sec.decrypt(got)
+}
+
+// shakeEOF tells a handshake that no more input comes, once that was read.
+func (c *Conn) shakeEOF() {
+	if c.eofPending {
+		c.eofPending, c.eof = false, true
+		c.sec.feedEOF()
 	}
 }
 
 // discard is readOnce of a connection that lingers.
 func (c *Conn) discard() {
-	n, ok := c.recv(c.e.scratch[:ReadSize])
-	if !ok {
-		return
+	if got, ok := c.recv(c.e.scratch[:ReadSize]); ok {
+		c.heard(len(got))
 	}
-	c.heard(n)
 }
 
 // present hands p to the handler and keeps what it does not consume.
@@ -309,7 +329,7 @@ func (c *Conn) probe() {
 		c.failed() // the reading half ended before; only an error is news
 		return
 	}
-	if c.paused == 0 || c.pumping || c.kept.Len() > 0 || c.sec != nil && c.sec.waits() {
+	if c.paused == 0 || c.pumping || c.fetched != 0 || c.kept.Len() > 0 || c.sec != nil && c.sec.waits() {
 		return
 	}
 	// Not FIONREAD, which knows only what TCP delivered (see Accelerator).

@@ -32,7 +32,7 @@ type splices struct{ to, from *pipe }
 // TCP, and all that was read from c before is with the kernel.
 func (c *Conn) CanSplice(dst *Conn) bool {
 	return !c.closed && !dst.closed && !c.lingering && !dst.lingering && c.sec == nil && dst.sec == nil && c.open && dst.open &&
-		!dst.wantShut && dst.werr == nil && dst.pending() == 0 && c.kept.Len() == 0 &&
+		!dst.wantShut && dst.werr == nil && dst.pending() == 0 && c.kept.Len() == 0 && c.fetched == 0 &&
 		c.splices().to == nil && dst.splices().from == nil && c.w == dst.w && !c.noSplice && !dst.noSplice
 }
 

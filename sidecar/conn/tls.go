@@ -331,6 +331,12 @@ func (s *secure) notify() {
 
 func (s *secure) sendOut() error {
 	n, err := s.c.send(s.out.Bytes())
+	s.sent(n)
+	return err
+}
+
+// sent drops n bytes of out, which the socket took.
+func (s *secure) sent(n int) {
 	s.out.Consume(n)
 	if s.answered > 0 && s.out.Len() == 0 {
 		if s.answered > maxAnswers {
@@ -338,7 +344,6 @@ func (s *secure) sendOut() error {
 		}
 		s.answered = 0
 	}
-	return err
 }
 
 // take is what crypto/tls writes on the worker. All of it is accepted: what

@@ -13,22 +13,30 @@ import (
 func (c *Conn) send(p []byte) (int, error) {
 	for {
 		n, _, errno := syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_NOSIGNAL, 0, 0)
-		switch errno {
-		case 0:
-			if c.spared && c.e.accel.Full(c.slot) {
-				c.hold()
-			} else if int(n) < len(p) {
-				c.writable = false
-			}
-			return int(n), nil
-		case unix.EAGAIN:
-			c.writable = false
-			return 0, nil
-		case unix.EINTR:
-		default:
-			c.writable = false
-			return 0, errno
+		if errno != unix.EINTR {
+			return c.sent(len(p), int(n), errno)
 		}
+	}
+}
+
+// sent is what a send of size bytes has brought.
+func (c *Conn) sent(size, n int, errno syscall.Errno) (int, error) {
+	switch errno {
+	case 0:
+		if c.spared && c.e.accel.Full(c.slot) {
+			c.hold()
+		} else if n < size {
+			c.writable = false
+		}
+		return n, nil
+	case unix.EAGAIN:
+		c.writable = false
+		return 0, nil
+	case unix.EINTR:
+		return 0, nil
+	default:
+		c.writable = false
+		return 0, errno
 	}
 }
 
@@ -37,6 +45,9 @@ type flusher Conn
 
 func (f *flusher) TurnEnd() {
 	c := (*Conn)(f)
+	if b := c.e.batch; b != nil && b.add(c) {
+		return
+	}
 	c.flushing = false
 	c.flush()
 }

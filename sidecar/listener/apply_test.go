@@ -19,6 +19,7 @@ import (
 	"sallyport/sidecar/conn"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/metric"
+	"sallyport/sidecar/ring/ringtest"
 	"sallyport/sidecar/route"
 	"sallyport/sidecar/stream"
 	"sallyport/sidecar/upstream"
@@ -45,6 +46,7 @@ func newGround(t testing.TB, workers int) *ground {
 		done := make(chan struct{})
 		go func() { w.Run(); close(done) }()
 		t.Cleanup(func() { w.Stop(); <-done })
+		ringtest.Use(t, w, conn.Batch)
 		list = append(list, w)
 	}
 	log := slog.New(slog.DiscardHandler)

@@ -17,6 +17,7 @@ import (
 	"sallyport/sidecar/conn"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/metric"
+	"sallyport/sidecar/ring/ringtest"
 	"sallyport/sidecar/route"
 	"sallyport/sidecar/stream"
 	"sallyport/sidecar/upstream"
@@ -50,6 +51,7 @@ func newEngine(t testing.TB) *engine {
 	done := make(chan struct{})
 	go func() { w.Run(); close(done) }()
 	t.Cleanup(func() { w.Stop(); <-done })
+	ringtest.Use(t, w, conn.Batch)
 	return newEngineOn(t, w)
 }
 

@@ -58,6 +58,16 @@ type Handler interface {
 	Event(e Events)
 }
 
+// Prefetcher sees the events of a turn before any of them is dispatched, where there are several: to make one system call
+// for many of them. See Worker.SetPrefetcher.
+type Prefetcher interface {
+	// Offer shows one of the events, Fetch says that it was the last.
+	Offer(h Handler, e Events)
+	Fetch()
+	// Settle comes when they were dispatched.
+	Settle()
+}
+
 // TurnEnder is called at the end of a turn: see Worker.AtTurnEnd.
 type TurnEnder interface {
 	TurnEnd()
@@ -95,6 +105,7 @@ type Worker struct {
 	free   int32 // first free slot, -1 where none
 	fds    int
 	events [maxEvents]unix.EpollEvent
+	ahead  Prefetcher // nil without
 
 	// Where the turn is. A panic ends work in the middle; it goes on here.
 	phase   phase
@@ -200,6 +211,12 @@ func (w *Worker) Local(key any, create func() any) any {
 		w.locals[key] = v
 	}
 	return v
+}
+
+// SetPrefetcher is for one package, the one that owns the sockets.
+func (w *Worker) SetPrefetcher(p Prefetcher) {
+	w.Owned()
+	w.ahead = p
 }
 
 // OnStop has f called when the worker has stopped, before its epoll instance
@@ -414,14 +431,16 @@ func (w *Worker) turn(limit time.Duration) {
 		w.later = w.later[:0]
 	}
 	w.ready = max(n, 0)
-	w.work(phaseEvents, phases)
+	w.work(phasePrefetch, phases)
 }
 
 // phase is a step of the turn.
 type phase uint8
 
 const (
-	phaseEvents phase = iota
+	phasePrefetch phase = iota
+	phaseEvents
+	phaseSettle
 	phaseAgain
 	phasePosts
 	phaseTimers
@@ -441,8 +460,12 @@ func (w *Worker) workUntil(end phase) {
 	defer w.survive()
 	for ; w.phase < end; w.phase, w.done = w.phase+1, 0 {
 		switch w.phase {
+		case phasePrefetch:
+			w.prefetch()
 		case phaseEvents:
 			w.runEvents()
+		case phaseSettle:
+			w.settle()
 		case phaseAgain:
 			w.runAgain()
 		case phasePosts:
@@ -455,14 +478,44 @@ func (w *Worker) workUntil(end phase) {
 	}
 }
 
+// prefetch is not repeated where it panics: done says that it began.
+func (w *Worker) prefetch() {
+	if w.ahead == nil || w.ready < 2 || w.done > 0 {
+		return
+	}
+	w.done++
+	for i := range w.events[:w.ready] {
+		e := &w.events[i]
+		if h := w.handlerOf(e); h != nil {
+			w.ahead.Offer(h, Events(e.Events))
+		}
+	}
+	w.ahead.Fetch()
+}
+
+func (w *Worker) settle() {
+	if w.ahead == nil || w.ready < 2 || w.done > 0 {
+		return
+	}
+	w.done++
+	w.ahead.Settle()
+}
+
+// handlerOf is nil for an event of a registration that has ended.
+func (w *Worker) handlerOf(e *unix.EpollEvent) Handler {
+	if s := uint32(e.Fd); int(s) < len(w.slots) && w.slots[s].gen == uint32(e.Pad) {
+		return w.slots[s].handler
+	}
+	return nil
+}
+
 func (w *Worker) runEvents() {
 	for w.done < w.ready {
 		e := &w.events[w.done]
 		w.done++
-		s := uint32(e.Fd)
-		if int(s) < len(w.slots) && w.slots[s].gen == uint32(e.Pad) && w.slots[s].handler != nil {
-			w.handler = w.slots[s].handler
-			w.handler.Event(Events(e.Events))
+		if h := w.handlerOf(e); h != nil {
+			w.handler = h
+			h.Event(Events(e.Events))
 		}
 	}
 	w.handler = nil

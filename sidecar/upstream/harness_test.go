@@ -10,8 +10,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sallyport/sidecar/conn"
 	"sallyport/sidecar/loop"
 	"sallyport/sidecar/metric"
+	"sallyport/sidecar/ring/ringtest"
 )
 
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -77,6 +79,7 @@ func newWorkers(t testing.TB, n int) []*loop.Worker {
 		done := make(chan struct{})
 		go func() { w.Run(); close(done) }()
 		t.Cleanup(func() { w.Stop(); <-done })
+		ringtest.Use(t, w, conn.Batch)
 		out = append(out, w)
 	}
 	return out
