@@ -56,14 +56,15 @@ const (
 
 // entry is struct io_uring_sqe, completion struct io_uring_cqe.
 type entry struct {
-	op, flags uint8
-	ioprio    uint16
-	fd        int32
-	off, addr uint64
-	len       uint32
-	msgFlags  uint32
-	user      uint64
-	_         [24]byte
+	op       uint8
+	_        [3]byte // flags, ioprio
+	fd       int32
+	_        uint64 // off
+	addr     uint64
+	len      uint32
+	msgFlags uint32
+	user     uint64
+	_        [24]byte
 }
 
 type completion struct {
